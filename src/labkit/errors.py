@@ -1,0 +1,29 @@
+"""One exception type: it states the rule, the value received and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LabkitError(ValueError):
+    """Input that breaks a rule.
+
+    Examples
+    --------
+    >>> raise LabkitError("sparsity lies in [0, 1)", 1.5, "Give the fraction of zeros wanted, e.g. 0.5.")
+    Traceback (most recent call last):
+    labkit.errors.LabkitError: sparsity lies in [0, 1); got 1.5. Give the fraction of zeros wanted, e.g. 0.5.
+    """
+
+    def __init__(self, rule: str, received: object, remedy: str) -> None:
+        super().__init__(f"{rule}; got {received!r}. {remedy}")
+        self.rule, self.received, self.remedy = rule, received, remedy
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> LabkitError:
+    """The error for a name that is not in a list: the nearest names first, then all of them."""
+    known = list(known)
+    nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
+    hint = f"Nearest: {', '.join(nearest)}. " if nearest else ""
+    return LabkitError(f"a known {kind} is needed", name, f"{hint}All: {', '.join(known)}.")

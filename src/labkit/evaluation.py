@@ -1,0 +1,153 @@
+"""Batching: a model and a suite of abilities in, one row per item and metric out. Nothing is averaged here."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pandas
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from labkit.abilities import Ability, Items
+from labkit.errors import LabkitError, unknown
+from labkit.metrics import METRICS
+from labkit.records import IGNORE
+
+COLUMNS = ("ability", "metric", "item", "value", "chance")
+
+CPU_BATCH_TOKENS, BATCH_TOKENS = 2_048, 16_384
+"""Tokens in one forward pass: on a CPU few enough for activations to stay in its cache, elsewhere enough to fill it."""
+
+
+def evaluate(
+    model: PreTrainedModel,
+    suite: Sequence[Ability],
+    n: int = 512,
+    seed: int = 0,
+    batch_tokens: int | None = None,
+    progress: bool = True,
+) -> pandas.DataFrame:
+    """Score ``n`` test items of every ability, on the model's own device.
+
+    Parameters
+    ----------
+    model
+        Any causal language model of `transformers`. Its weights, device and training mode are left as they are.
+    suite
+        Abilities with different names, e.g. ``labkit.abilities()``. Each is scored by its own ``metrics``.
+    n, seed
+        Items per ability (≥ 1), and the seed they are drawn by: the same pair gives the same items to every model.
+    batch_tokens
+        Most tokens in one forward pass (≥ 1), by default 2,048 on a CPU and 16,384 elsewhere. It changes speed and
+        memory, never a value beyond rounding.
+
+    Returns
+    -------
+    One row per (ability, metric, item), columns ``ability, metric, item, value, chance``; ``chance`` is the value for
+    a guesser without the ability.
+
+    Raises
+    ------
+    LabkitError
+        ``n`` or ``batch_tokens`` < 1; an empty suite, one that names an ability twice or holds something else; an
+        unknown metric; tokens outside the model's vocabulary; logits that are not finite.
+    """
+    if batch_tokens is None:
+        batch_tokens = CPU_BATCH_TOKENS if model.device.type == "cpu" else BATCH_TOKENS
+    _check(suite, n, batch_tokens)
+    was_training = model.training
+    model.eval()
+    try:
+        frames = [
+            _score(model, ability, ability.sample(n, seed), batch_tokens)
+            for ability in tqdm(suite, desc="evaluate", unit="ability", disable=not progress)
+        ]
+    finally:
+        model.train(was_training)
+    return pandas.concat(frames, ignore_index=True)
+
+
+def _score(model: PreTrainedModel, ability: Ability, items: Items, batch_tokens: int) -> pandas.DataFrame:
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    largest = int(max(items.tokens.max(), items.labels.max()))
+    if largest >= vocabulary:
+        raise LabkitError(
+            f"the model's vocabulary holds every token of ability {ability.name!r}",
+            f"token {largest}, vocabulary of {vocabulary}",
+            "Use a model with labkit's vocabulary, e.g. a shipped rung.",
+        )
+    metrics = [_metric(name) for name in ability.metrics]
+    values = np.empty((len(metrics), len(items.index)), dtype=np.float64)
+    for rows in _equal_length_batches(items.lengths, batch_tokens):
+        length = items.lengths[rows[0]]
+        tokens = torch.from_numpy(items.tokens[rows, :length]).to(model.device)
+        labels = torch.from_numpy(items.labels[rows, :length]).to(model.device)
+        logits, labels = _answer_logits(model, tokens, labels)
+        if not torch.isfinite(logits).all():
+            received = f"NaN or infinity on ability {ability.name!r}"
+            raise LabkitError("logits are finite", received, "Check the weights and their dtype.")
+        values[:, rows] = torch.stack([metric(logits, labels) for metric in metrics]).cpu().numpy()
+    frames = [
+        pandas.DataFrame(
+            {
+                "ability": ability.name,
+                "metric": metric.__name__,
+                "item": items.index,
+                "value": value,
+                "chance": ability.chance(metric.__name__, items),
+            },
+            columns=COLUMNS,
+        )
+        for metric, value in zip(metrics, values, strict=True)
+    ]
+    return pandas.concat(frames, ignore_index=True)
+
+
+@torch.inference_mode()
+def _answer_logits(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and labels (items, tail) of the last positions, from the first label of any item on.
+
+    Answers stand at the end of items, so the output head and every softmax see the short tail only.
+    """
+    first = int((labels != IGNORE).any(0).to(torch.uint8).argmax())
+    tail = labels.shape[1] - first
+    short = {"logits_to_keep": tail} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    logits = model(input_ids=tokens, use_cache=False, **short).logits
+    return logits[:, -tail:], labels[:, first:]
+
+
+def _equal_length_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Row numbers of items of one length, at most ``batch_tokens`` tokens together (but at least one item).
+
+    Equal lengths need neither padding nor an attention mask, so the fast causal kernel is used and a value cannot
+    depend on an item's neighbours.
+    """
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        size = max(1, batch_tokens // int(length))
+        yield from (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def _metric(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    for metric in METRICS:
+        if metric.__name__ == name:
+            return metric
+    raise unknown("metric", name, [metric.__name__ for metric in METRICS])
+
+
+def _check(suite: Sequence[Ability], n: int, batch_tokens: int) -> None:
+    for name, value in (("n", n), ("batch_tokens", batch_tokens)):
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise LabkitError(f"{name} is a whole number of at least 1", value, "Ask for at least one.")
+    strangers = [ability for ability in suite if not isinstance(ability, Ability)]
+    if strangers or not len(suite):
+        received = strangers[0] if strangers else suite
+        raise LabkitError("a suite is a sequence of abilities", received, "Take them from labkit.abilities().")
+    twice = [name for name, count in Counter(ability.name for ability in suite).items() if count > 1]
+    if twice:
+        raise LabkitError("a suite names every ability once", ", ".join(twice), "Remove the repeats.")

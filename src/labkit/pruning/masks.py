@@ -1,0 +1,60 @@
+"""Which patterns of zeros are legal, and how scores become one. A mask is a bool tensor, True where a weight stays."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from labkit.errors import LabkitError, unknown
+
+GROUPS = ("layer", "row")
+
+
+def keep_highest(scores: Tensor, sparsity: float, group: str) -> Tensor:
+    """Unstructured mask: in each group the ⌊size·sparsity⌋ lowest scores are dropped, the first of equals first.
+
+    ``scores`` (outputs, inputs); a group is the whole matrix (``"layer"``) or the inputs of one output (``"row"``).
+    The product is a float's, as in the reference code of Wanda: of 100 inputs, 0.29 drops 28.
+    """
+    grouped = scores.reshape(1, -1) if group == "layer" else scores
+    return _drop_lowest(grouped, int(grouped.shape[1] * sparsity)).view_as(scores)
+
+
+def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
+    """N:M mask: of every ``m`` consecutive inputs of an output the ``n`` highest scores are kept.
+
+    ``scores`` (outputs, inputs) with inputs divisible by ``m``. Of equals the first is dropped first.
+    """
+    return _drop_lowest(scores.reshape(-1, m), m - n).view_as(scores)
+
+
+def _drop_lowest(scores: Tensor, count: int) -> Tensor:
+    """(groups, size) -> mask with ``count`` False in each group."""
+    lowest = scores.argsort(dim=1, stable=True)[:, :count]
+    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, lowest, False)
+
+
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """``"2:4"`` -> (2, 4): how many are kept, of how many. Raises LabkitError unless 1 ≤ N < M."""
+    match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", pattern) if isinstance(pattern, str) else None
+    if match is None:
+        raise unknown("pattern", pattern, ("2:4", "4:8", "or any N:M with 1 ≤ N < M"))
+    n, m = int(match[1]), int(match[2])
+    if n >= m:
+        raise LabkitError("a pattern N:M keeps fewer than M, N < M", pattern, "Use e.g. 2:4.")
+    return n, m
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raise LabkitError unless 0 ≤ sparsity < 1."""
+    if not 0 <= sparsity < 1:
+        raise LabkitError("sparsity lies in [0, 1)", sparsity, "Give the fraction of zeros wanted, e.g. 0.5.")
+
+
+def check_divisible(name: str, inputs: int, m: int) -> None:
+    """Raise LabkitError, with the matrix's name, if ``inputs`` do not split into groups of ``m``."""
+    if inputs % m:
+        rule = f"an N:{m} pattern needs matrices whose input width is divisible by {m}"
+        raise LabkitError(rule, f"{name} of width {inputs}", "Use another pattern, or none.")

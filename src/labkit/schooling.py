@@ -1,0 +1,185 @@
+"""Train a ladder of models and write it down: weights, scores, provenance and a manifest with checksums."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+
+import filelock
+
+from labkit.errors import LabkitError, unknown
+from labkit.ladder import Rung
+from labkit.zoo import MANIFEST, sha256
+
+SCORED_ITEMS, SCORED_SEED = 2000, 0
+SPARE_FILES = ("generation_config.json",)  # written by save_pretrained, of no use to a model without an end token
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """How a ladder is trained on one kind of machine.
+
+    Attributes
+    ----------
+    name: what `labkit ladder --profile` calls it.
+    rungs: ((name, number of seeds), …), trained in this order, seed by seed.
+    tokens: shown to every model; the same for all rungs, so that size alone differs.
+    batch, length: rows a step, tokens a row.
+    """
+
+    name: str
+    rungs: tuple[tuple[str, int], ...]
+    tokens: int
+    batch: int = 64
+    length: int = 48
+
+    def jobs(self) -> list[tuple[Rung, int]]:
+        """(rung, seed) pairs, all rungs' first seeds before any rung's second."""
+        most = max(seeds for _, seeds in self.rungs)
+        return [(Rung.parse(name), seed) for seed in range(most) for name, seeds in self.rungs if seed < seeds]
+
+
+_T4 = (("32x1", 3), ("64x2", 3), ("128x2", 3), ("128x4", 3), ("256x4", 3), ("256x8", 3))
+PROFILES = (
+    Profile("cpu", (("16x1", 3), ("32x1", 3), ("64x1", 3), ("32x2", 5), ("64x2", 5), ("96x3", 5)), tokens=8_000_000),
+    Profile("t4", _T4, tokens=100_000_000, batch=256, length=96),
+    Profile("h100", (*_T4, ("384x8", 3), ("512x8", 3)), tokens=200_000_000, batch=512, length=96),
+)
+
+
+def profile(name: str) -> Profile:
+    """The profile of that name; LabkitError for another name."""
+    for candidate in PROFILES:
+        if candidate.name == name:
+            return candidate
+    raise unknown("profile", name, [p.name for p in PROFILES])
+
+
+def train_ladder(plan: Profile, out: Path | str, *, device: str = "auto", workers: int | None = None) -> list[str]:
+    """Train what is missing of a profile into the folder `out`; returns the names of all its models.
+
+    Models stand at ``ladder/<rung>/seed-<n>``; the manifest lists each file's sha256 and each model's tokens, FLOPs,
+    scores and provenance. A model is there whole or not at all; a killed training resumes from its last checkpoint, and
+    processes on one folder share the work. `workers` processes train side by side, each with one thread on a CPU (small
+    models gain nothing from more); by default one per core, or one per GPU.
+
+    Raises LabkitError if `out` cannot be written, or a training failed.
+    """
+    import torch
+
+    out = Path(out)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if workers is None:
+        workers = 1 if device == "cuda" else len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise LabkitError("at least one worker is needed", workers, "Give --workers 1 or more.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".write-test").touch()
+        (out / ".write-test").unlink()
+    except OSError as error:
+        raise LabkitError("the folder for the ladder can be written", f"{out} ({error.strerror})", "Choose another.") from error
+    context = multiprocessing.get_context("spawn")
+    crew = []
+    for number in range(workers):
+        os.environ["TQDM_POSITION"] = str(number)  # one line of progress per worker; read by tqdm as it is imported
+        crew.append(context.Process(target=_work, args=(plan, out, device)))
+        crew[-1].start()
+    os.environ.pop("TQDM_POSITION", None)
+    for process in crew:
+        process.join()
+    missing = [name for name in map(_name, plan.jobs()) if not (out / name / "training.json").exists()]
+    if missing:
+        raise LabkitError("every model of the profile gets trained", f"missing: {', '.join(missing)}", "See the errors above.")
+    write_manifest(out)
+    shutil.rmtree(out / ".training", ignore_errors=True)
+    return [_name(job) for job in plan.jobs()]
+
+
+def write_manifest(out: Path | str) -> dict:
+    """List every model and shipped file below `out`, with checksums, in ``manifest.json``; returns what was written."""
+    out = Path(out)
+    files = sorted(p for p in out.rglob("*") if p.suffix in {".safetensors", ".json", ".parquet"} and p.name != MANIFEST)
+    files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(out).parts)]
+    models = {}
+    for path in sorted(out.glob("ladder/*/seed-*/training.json")):
+        record = json.loads(path.read_text())
+        record.pop("loss_nats")  # the curve stays beside the model
+        models[str(path.parent.relative_to(out))] = record
+    written = {"files": {str(p.relative_to(out)): sha256(p) for p in files}, "models": models}
+    partial = out / f".{MANIFEST}-{os.getpid()}"
+    partial.write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")
+    partial.replace(out / MANIFEST)
+    return written
+
+
+def _name(job: tuple[Rung, int]) -> str:
+    return f"ladder/{job[0].name}/seed-{job[1]}"
+
+
+def _work(plan: Profile, out: Path, device: str) -> None:
+    """One worker: take every job that is neither done nor in another worker's hands."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    locks = out / ".training"
+    locks.mkdir(exist_ok=True)
+    for job in plan.jobs():
+        lock = filelock.FileLock(locks / f"{_name(job).replace('/', '-')}.lock", timeout=0)
+        try:
+            with lock:
+                if not (out / _name(job) / "training.json").exists():
+                    _train_one(plan, job, out, device)
+        except filelock.Timeout:
+            continue
+
+
+def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> None:
+    from labkit.abilities import abilities, corpus
+    from labkit.evaluation import evaluate
+    from labkit.store import provenance
+    from labkit.training import train
+
+    rung, seed = job
+    name, begun = _name(job), time.monotonic()
+    partial = out / ".training" / name.replace("/", "-")
+    model = rung.build(seed).to(device)
+    done = train(
+        model,
+        corpus(seed, plan.length),
+        plan.tokens,
+        batch=plan.batch,
+        learning_rate=rung.learning_rate,
+        folder=partial,
+        label=f"{rung.name} seed {seed}",
+    )
+    rows = evaluate(model, abilities(), n=SCORED_ITEMS, seed=SCORED_SEED, progress=False)
+    means = rows.groupby(["ability", "metric"], sort=False)["value"].mean().round(4)
+    config = {"profile": dataclasses.asdict(plan), "rung": rung.name, "seed": seed}
+    record = {
+        "rung": rung.name,
+        "params": rung.params,
+        "seed": seed,
+        **dataclasses.asdict(done),
+        "scores": {ability: means[ability].to_dict() for ability in means.index.unique(0)},
+        "provenance": provenance(config, {}, time.monotonic() - begun, _device_name(device)),
+    }
+    model.to("cpu").save_pretrained(partial)
+    for spare in SPARE_FILES:
+        (partial / spare).unlink(missing_ok=True)
+    (partial / "training.json").write_text(json.dumps(record) + "\n")
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    partial.rename(out / name)
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu, 1 thread"

@@ -1,0 +1,307 @@
+"""Rows on disk: one Parquet part for each run, written whole or not at all, and queried with DuckDB."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from labkit.errors import LabkitError
+from labkit.records import ItemRow, columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+SCHEMA = pa.schema([pa.field(f.name, _ARROW[f.type], nullable=False) for f in dataclasses.fields(ItemRow)])
+"""Arrow schema of every part: the fields of `ItemRow`."""
+
+_STRINGS = [field.name for field in SCHEMA if field.type == pa.string()]
+_READ = pa.schema([f.with_type(pa.dictionary(pa.int32(), f.type)) if f.name in _STRINGS else f for f in SCHEMA])
+_MARKER = "store.json"
+_TEMPORARY = ".part-"
+_STALE_S = 3600.0  # a part is written in seconds: older temporaries belong to a process that was killed
+_METADATA = b"labkit.provenance"
+_PROVENANCE = ("run", "commit", "dirty", "versions", "device", "config", "artifacts", "wall_s")
+_PACKAGES = ("labkit", "torch", "transformers", "safetensors", "numpy", "scipy", "pandas", "pyarrow", "duckdb")
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP)
+_REMEDIES = {
+    errno.ENOSPC: "Free some space or choose another folder, then run again: what was there is unchanged.",
+    errno.EDQUOT: "Free some of your quota or choose another folder, then run again: what was there is unchanged.",
+}
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Content address of a run: the first 16 hex digits of the SHA-256 of its configuration as canonical JSON.
+
+    Key order does not matter. Raises LabkitError for what JSON cannot hold exactly, NaN included.
+    """
+    try:
+        canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise LabkitError("a configuration is finite JSON", config, f"Use plain values: {error}.") from error
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def provenance(config: Mapping[str, Any], artifacts: Mapping[str, str], wall_s: float, device: str) -> dict[str, Any]:
+    """Where rows come from: commit, versions and machine, beside what the caller alone knows.
+
+    Parameters
+    ----------
+    config : what was run (JSON); artifacts : sha256 by name of what was loaded; wall_s : seconds it took;
+    device : e.g. "cpu" or the name of the GPU.
+
+    Returns
+    -------
+    dict of JSON values. ``commit`` and ``dirty`` (the package differs from the commit) are None outside of a checkout.
+    """
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    # An installed copy may lie in a virtual environment inside some other project's checkout: ours tracks this file.
+    commit = _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", Path(__file__).name) else None
+    return {
+        "commit": commit,
+        "dirty": None if commit is None else bool(_git("status", "--porcelain", "--", ".")),
+        "versions": versions,
+        "device": device,
+        "config": dict(config),
+        "artifacts": dict(artifacts),
+        "wall_s": wall_s,
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints about the folder of this package, or None if it fails."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # set inside of hooks
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+class Store:
+    """A folder of rows.
+
+    ``store.json`` marks it, ``rows/<run>.parquet`` holds the rows of one run with their provenance in its footer, and
+    ``locks/`` tells the processes that share it apart. A part is there or not: it is never half-written, and never
+    written over.
+
+    Parameters
+    ----------
+    path : the folder.
+    create : make it if it is absent or empty; a store that is there already is opened.
+
+    Raises
+    ------
+    LabkitError
+        The folder is not a store, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path, create: bool = False) -> None:
+        self.path = Path(path)
+        if (self.path / _MARKER).is_file():
+            return
+        if not create:
+            remedy = "Name the folder of an earlier run, or make one: labkit run quick --out FOLDER."
+            raise LabkitError(f"a store is a folder with {_MARKER}", str(path), remedy)
+        with _disk(self.path):
+            others = self.path.exists() and any(not name.startswith(_TEMPORARY) for name in os.listdir(self.path))
+            if others and not (self.path / _MARKER).is_file():  # looked at again: another process may just have made it
+                raise LabkitError("a new store needs an empty folder", str(path), "Name one that is empty or absent.")
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write(json.dumps({"format": "labkit store", "version": 1}).encode(), self.path / _MARKER)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, {len(self.runs())} runs)"
+
+    def runs(self) -> tuple[str, ...]:
+        """Names of the runs whose rows are here, sorted."""
+        return tuple(part.stem for part in self._parts())
+
+    def has(self, run: str) -> bool:
+        return self._part(run).is_file()
+
+    def write(self, run: str, rows: pd.DataFrame | Mapping[str, Sequence], provenance: Mapping[str, Any]) -> bool:
+        """Keep the rows of a run and their provenance, both in one atomic step.
+
+        Parameters
+        ----------
+        run : name of the run, see `run_id`.
+        rows : the columns of `ItemRow`; ``run`` holds `run` throughout.
+        provenance : JSON values, see `provenance`.
+
+        Returns
+        -------
+        False if the run is here already: what is here stays.
+        """
+        absent = [name for name in SCHEMA.names if name not in rows]
+        if absent:
+            raise LabkitError("rows have every column of ItemRow", f"rows without {', '.join(absent)}", "Add them.")
+        try:
+            arrays = [pa.array(rows[field.name], field.type, from_pandas=False) for field in SCHEMA]
+            table = pa.Table.from_arrays(arrays, schema=SCHEMA)
+            table.validate(full=True)
+            if any(column.null_count for column in table.columns):
+                raise ValueError("there are nulls among the rows")
+            footer = json.dumps(dict(provenance), allow_nan=False).encode()
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise LabkitError("rows have the types of ItemRow, provenance is JSON", run, str(error)) from error
+        others = set(table["run"].unique().to_pylist()) - {run}
+        if others:
+            raise LabkitError(f"rows of run {run} carry its name", min(others), "Set the column `run`.")
+        buffer = pa.BufferOutputStream()
+        table = table.replace_schema_metadata({_METADATA: footer})
+        pq.write_table(table, buffer, compression="zstd", use_dictionary=_STRINGS, write_page_checksum=True)
+        part = self._part(run)
+        with _disk(part):
+            part.parent.mkdir(exist_ok=True)
+            return _write(buffer.getvalue(), part)
+
+    @contextlib.contextmanager
+    def claim(self, run: str) -> Iterator[bool]:
+        """Whether this process may do the run: True for one process at a time, never waiting.
+
+        The operating system drops the lock when the process ends, however it ends.
+        """
+        lock = filelock.FileLock(self.path / "locks" / f"{self._part(run).stem}.lock", timeout=0)
+        with _disk(lock.lock_file):
+            Path(lock.lock_file).parent.mkdir(exist_ok=True)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                pass
+        try:
+            yield lock.is_locked
+        finally:
+            lock.release()
+
+    def frame(self, where: str | None = None) -> pd.DataFrame:
+        """All rows, or those for which a DuckDB condition holds, with the columns of `ItemRow`, sorted by all of them.
+
+        Examples
+        --------
+        >>> store.frame("ability = 'recall' and metric = 'exact_match'")  # doctest: +SKIP
+        """
+        condition = f"WHERE {where}" if where else ""
+        return self.sql(f"SELECT {', '.join(columns(ItemRow))} FROM rows {condition} ORDER BY ALL")
+
+    def sql(self, query: str) -> pd.DataFrame:
+        """The answer of DuckDB to a query over the view ``rows``."""
+        import duckdb  # a machine that only measures and writes need not have it
+
+        parts = [_read(part) for part in self._parts()] or [SCHEMA.empty_table()]
+        with duckdb.connect() as connection:
+            connection.register("rows", pa.concat_tables(parts))
+            try:
+                return connection.execute(query).df()
+            except duckdb.Error as error:
+                raise LabkitError("a query is DuckDB SQL over `rows`", query, str(error)) from error
+
+    def provenance(self) -> pd.DataFrame:
+        """One row a run: run, commit, dirty, versions, device, config, artifacts, wall_s, and what else was kept."""
+        import pandas as pd
+
+        records = [{**_footer(part), "run": part.stem} for part in self._parts()]
+        others = dict.fromkeys(key for record in records for key in record if key not in _PROVENANCE)
+        return pd.DataFrame(records, columns=[*_PROVENANCE, *others])
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.path / "rows").glob("*.parquet"))
+
+    def _part(self, run: str) -> Path:
+        if not re.fullmatch(r"[\w-]+", run):
+            raise LabkitError("a run is named by letters, digits, - and _", run, "Name it with run_id(config).")
+        return self.path / "rows" / f"{run}.parquet"
+
+
+def _read(part: Path) -> pa.Table:
+    with _whole(part), pq.ParquetFile(part, read_dictionary=_STRINGS, page_checksum_verification=True) as file:
+        if not file.schema_arrow.equals(_READ):
+            raise ValueError("its columns are not those of ItemRow")
+        return file.read().replace_schema_metadata()
+
+
+def _footer(part: Path) -> dict[str, Any]:
+    with _whole(part):
+        return json.loads(pq.read_metadata(part).metadata[_METADATA])
+
+
+@contextlib.contextmanager
+def _whole(part: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        remedy = f"Delete it and run again. ({error})"
+        raise LabkitError("a part is a whole Parquet file of rows and their provenance", str(part), remedy) from error
+
+
+@contextlib.contextmanager
+def _disk(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno, "Choose a folder you may write to.")
+        raise LabkitError(f"a store needs to write to {path}", error.strerror or str(error), remedy) from error
+
+
+def _write(data: bytes | pa.Buffer, final: Path) -> bool:
+    """Make a file appear whole, in one step; False if one is there already, which stays."""
+    temporary = final.with_name(_TEMPORARY + uuid.uuid4().hex)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _sweep(final.parent, temporary.stat().st_mtime)
+        try:
+            os.link(temporary, final)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            if final.exists():  # some network drives have no hard links: there, two writers may race, both being whole
+                return False
+            os.replace(temporary, final)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path, now: float) -> None:
+    """Remove what killed writers left. `now` is a modification time, by the clock of the same file system."""
+    for temporary in folder.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            if now - temporary.stat().st_mtime > _STALE_S:
+                temporary.unlink()

@@ -1,0 +1,165 @@
+"""Pruned models: exact counts of zeros, the rest untouched, and Wanda against NumPy."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from labkit.errors import LabkitError
+from labkit.ladder import Rung
+from labkit.pruning import CRITERIA, blocks, prune, sparsity
+
+TOKENS = torch.randint(168, (6, 12), generator=torch.Generator().manual_seed(0))
+MODEL = Rung(32, 2).build().eval()
+NAMES = [criterion.__name__ for criterion in CRITERIA]
+
+
+def weights(model) -> dict[str, np.ndarray]:
+    return {name: linear.weight.detach().numpy() for name, linear in blocks.matrices(model).items()}
+
+
+@pytest.mark.parametrize("group", ["row", "layer"])
+@pytest.mark.parametrize("criterion", NAMES)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.77])
+def test_every_group_has_exactly_the_zeros_asked_for(criterion, group, share):
+    for weight in weights(prune(MODEL, criterion, share, calibration=TOKENS, group=group)).values():
+        groups = weight if group == "row" else weight.reshape(1, -1)
+        assert ((groups == 0).sum(1) == int(groups.shape[1] * share)).all()
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:4"])
+@pytest.mark.parametrize("criterion", NAMES)
+def test_every_m_inputs_have_exactly_n_weights(criterion, pattern):
+    n, m = map(int, pattern.split(":"))
+    pruned = prune(MODEL, criterion, pattern=pattern, calibration=TOKENS)
+    for weight in weights(pruned).values():
+        assert ((weight.reshape(-1, m) != 0).sum(1) == n).all()
+    assert sparsity(pruned) == 1 - n / m
+
+
+@pytest.mark.parametrize("asked", [{"sparsity": 0.5}, {"pattern": "2:4"}], ids=str)
+@pytest.mark.parametrize("criterion", NAMES)
+def test_kept_weights_everything_else_and_the_model_given_are_untouched(criterion, asked):
+    model = copy.deepcopy(MODEL).train()
+    pruned = prune(model, criterion, calibration=TOKENS, **asked)
+    assert pruned.training and model.training
+    dense = MODEL.state_dict()
+    assert all(torch.equal(tensor, dense[name]) for name, tensor in model.state_dict().items())
+    inside = {f"{name}.weight" for name in blocks.matrices(MODEL)}
+    for name, tensor in pruned.state_dict().items():
+        kept = tensor != 0 if name in inside else torch.ones_like(tensor, dtype=torch.bool)
+        assert torch.equal(tensor[kept], dense[name][kept])
+
+
+@pytest.mark.parametrize("asked", [{"sparsity": 0.5}, {"pattern": "2:4"}], ids=str)
+@pytest.mark.parametrize("criterion", NAMES)
+def test_pruning_twice_is_pruning_once(criterion, asked):
+    once = prune(MODEL, criterion, calibration=TOKENS, **asked)
+    twice = prune(once, criterion, calibration=TOKENS, **asked)
+    assert all(torch.equal(t, twice.state_dict()[name]) for name, t in once.state_dict().items())
+
+
+@pytest.mark.parametrize("criterion", NAMES)
+def test_zeros_survive_saving(criterion, tmp_path):
+    pruned = prune(MODEL, criterion, sparsity=0.5, calibration=TOKENS)
+    pruned.save_pretrained(tmp_path)
+    loaded = type(pruned).from_pretrained(tmp_path)
+    assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in pruned.state_dict().items())
+
+
+def numpy_wanda(inputs: np.ndarray, weight: np.ndarray, share: float) -> np.ndarray:
+    """Per output: sort |W|·‖X‖ and zero the lowest."""
+    weight = weight.copy()
+    for row in weight:
+        scores = np.abs(row) * np.sqrt((inputs**2).sum(0))
+        row[np.argsort(scores, kind="stable")[: int(len(row) * share)]] = 0
+    return weight
+
+
+def test_wanda_agrees_with_numpy_block_by_block():
+    """Each block is judged by inputs that have passed the pruned blocks before it and its own dense weights."""
+    pruned = prune(MODEL, "wanda", sparsity=0.5, calibration=TOKENS)
+    for number in range(2):
+        half = copy.deepcopy(MODEL)  # blocks before `number` pruned, the rest dense
+        for i in range(number):
+            half.model.layers[i].load_state_dict(pruned.model.layers[i].state_dict())
+        inputs: dict[str, np.ndarray] = {}
+        for name, linear in blocks.matrices(half).items():
+            linear.register_forward_pre_hook(
+                lambda _, args, inputs=inputs, name=name: inputs.update(
+                    {name: args[0].detach().double().flatten(0, 1).numpy()}
+                )
+            )
+        with torch.no_grad():
+            half(input_ids=TOKENS)
+        for name in (name for name in inputs if f"layers.{number}." in name):
+            np.testing.assert_array_equal(weights(pruned)[name], numpy_wanda(inputs[name], weights(MODEL)[name], 0.5))
+
+
+def test_magnitude_agrees_with_numpy_over_the_whole_matrix():
+    for name, weight in weights(prune(MODEL, "magnitude", sparsity=0.5)).items():
+        dense = weights(MODEL)[name]
+        expected = np.where(np.abs(dense) > np.sort(np.abs(dense), axis=None)[dense.size // 2 - 1], dense, 0)
+        np.testing.assert_array_equal(weight, expected)
+
+
+def test_wanda_follows_a_permutation_of_the_inputs():
+    """Renaming the neurons of the feed-forward layer renames the mask, and nothing else."""
+    order = torch.randperm(MODEL.config.intermediate_size, generator=torch.Generator().manual_seed(1))
+    permuted = copy.deepcopy(MODEL)
+    for block in permuted.model.layers:
+        for linear in (block.mlp.gate_proj, block.mlp.up_proj):
+            linear.weight.data = linear.weight.data[order]
+        block.mlp.down_proj.weight.data = block.mlp.down_proj.weight.data[:, order]
+    plain, renamed = (prune(model, "wanda", sparsity=0.5, calibration=TOKENS) for model in (MODEL, permuted))
+    for a, b in zip(plain.model.layers, renamed.model.layers, strict=True):
+        assert torch.equal(a.mlp.down_proj.weight[:, order], b.mlp.down_proj.weight)
+
+
+def test_defaults_are_rows_for_wanda_and_the_whole_matrix_for_the_others():
+    for criterion in NAMES:
+        group = "row" if criterion == "wanda" else "layer"
+        pair = [prune(MODEL, criterion, 0.5, calibration=TOKENS, group=g) for g in (None, group)]
+        assert all(np.array_equal(a, b) for a, b in zip(*(weights(m).values() for m in pair), strict=True))
+
+
+def test_random_depends_on_the_seed_alone():
+    first, again, other = (weights(prune(MODEL, "random", 0.5, seed=seed)) for seed in (1, 1, 2))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not any(np.array_equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"sparsity": 1.0}, r"sparsity lies in \[0, 1\); got 1.0"),
+        ({}, "a sparsity or a pattern is needed; got None"),
+        ({"sparsity": 0.5, "criterion": "wandr"}, "known criterion is needed; got 'wandr'. Nearest: wanda"),
+        ({"pattern": "2-4"}, "known pattern is needed; got '2-4'"),
+        ({"pattern": "2:4", "sparsity": 0.6}, "pattern 2:4 has sparsity 0.5; got 'sparsity=0.6'"),
+        ({"pattern": "2:4", "group": "row"}, "a pattern has groups of its own; got \"group='row'\""),
+        ({"sparsity": 0.5, "group": "column"}, "known group is needed; got 'column'.*layer, row"),
+        ({"pattern": "3:5"}, "divisible by 5; got 'model.layers.0.self_attn.q_proj of width 32'"),
+        ({"sparsity": 0.5, "calibration": None}, "criterion 'wanda' needs calibration tokens; got None"),
+    ],
+)
+def test_bad_input_is_refused(asked, message):
+    with pytest.raises(LabkitError, match=message):
+        prune(MODEL, **{"calibration": TOKENS, **asked})
+
+
+def test_two_of_four_on_a_width_that_four_does_not_divide_names_the_matrix():
+    model = Rung(32, 1).build()
+    model.model.layers[0].mlp.down_proj = torch.nn.Linear(90, 32, bias=False)
+    with pytest.raises(LabkitError, match="divisible by 4; got 'model.layers.0.mlp.down_proj of width 90'"):
+        prune(model, "magnitude", pattern="2:4")
+
+
+def test_nan_in_the_weights_stops_wanda_at_its_block():
+    model = copy.deepcopy(MODEL)
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(LabkitError, match="NaN or infinity after block model.layers.1"):
+        prune(model, "wanda", sparsity=0.5, calibration=TOKENS)
