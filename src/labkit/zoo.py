@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,10 +92,25 @@ def load(
                 raise LabkitError(
                     "a shipped file has the checksum of its manifest", str(path), "Install labkit anew, or train it anew."
                 )
-        return _from_pretrained(name, root / name)
+        with _quiet():
+            return _from_pretrained(name, root / name)
     if name.startswith("ladder/") or name.count("/") != 1:
         raise unknown("model name, local folder or hub id", name, known["models"])
     return _from_pretrained(name, name, revision=revision, trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of transformers: a shipped model loads in milliseconds."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _from_pretrained(name: str, where: Path | str, **options: object) -> PreTrainedModel:

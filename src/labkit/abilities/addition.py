@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from labkit.abilities import vocabulary as V
-from labkit.abilities.base import Ability, Draws, Rows
-from labkit.records import IGNORE
+from labkit.abilities.base import Ability, Draws, Items, Rows
+from labkit.records import BRIER, EXACT_MATCH, IGNORE, NLL_NATS, TOKEN_ACCURACY
 
 PRIME, FACTOR = 97, 37  # the pair (a, b) is held out when (FACTOR·a + b) mod PRIME is divisible by ten
 
@@ -21,8 +21,8 @@ class Addition(Ability):
 
     >>> from labkit.abilities import draw
     >>> print(draw(Addition(digits=2), length=15))
-    [addition] 1 1 + 3 5 = 4 6 1 6 + 8 6 =
-    _ _ _ _ _ _ 4 6 0 _ _ _ _ _ 9
+    [addition] 6 8 + 6 6 = 2 5 3 2 + 7 2 =
+    _ _ _ _ _ _ 2 5 1 _ _ _ _ _ 0
     """
 
     digits: int = 3
@@ -50,6 +50,17 @@ class Addition(Ability):
         labels = np.concatenate([np.full((n, 1), IGNORE), labels.reshape(n, -1)], axis=1)[:, :length]
         stop = np.full(n, 1 + block)
         return Rows(tokens, labels, stop - (d + 1), stop, np.full(n, 10.0))
+
+    def chance(self, metric: str, items: Items) -> np.ndarray:
+        """Score of a guess spread over the ten digits and, for the last digit of a sum, over 0 and 1."""
+        options = np.array([10.0] * self.digits + [2.0])
+        value = {
+            EXACT_MATCH: np.prod(1 / options),
+            TOKEN_ACCURACY: np.mean(1 / options),
+            NLL_NATS: np.mean(np.log(options)),
+            BRIER: np.mean(1 - 1 / options),
+        }[metric]
+        return np.full(len(items), value)
 
     def _summands(self, draws: Draws, count: int, test: bool) -> tuple[np.ndarray, np.ndarray]:
         """(rows, count) each: a pair of summands from the side asked for."""

@@ -20,8 +20,8 @@ class Chain(Ability):
 
     >>> from labkit.abilities import draw
     >>> print(draw(Chain(hops=2, width=2), length=15))
-    [chain] A14 B9 A2 B0 B0 C10 B9 C11 ?2 A2 ?1 B0 ?2 A14
-    _ _ _ _ _ _ _ _ _ _ C10 _ C10 _ C11
+    [chain] A14 B6 A1 B9 B6 C9 B9 C4 ?2 A1 ?1 A14 ?2 A1
+    _ _ _ _ _ _ _ _ _ _ C4 _ B6 _ C4
     """
 
     hops: int = 1

@@ -20,8 +20,8 @@ class Facts(Ability):
 
     >>> from labkit.abilities import draw
     >>> print(draw(Facts(), length=9))
-    [facts] D15 r7 A6 r0 B3 r5 B6 r4
-    _ _ v21 _ v28 _ v2 _ v2
+    [facts] B9 r3 B4 r7 B3 r3 A5 r5
+    _ _ v24 _ v28 _ v22 _ v19
     """
 
     count: int = 512

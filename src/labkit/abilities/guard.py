@@ -20,8 +20,8 @@ class Guard(Ability):
 
     >>> from labkit.abilities import draw
     >>> print(draw(Guard(couples=2), length=13))
-    [guard] D5 v4 D4 v1 D15 v5 D14 v7 D15 D5 D4 D15
-    _ _ _ _ _ _ _ _ _ v5 v4 REFUSE v5
+    [guard] D8 v4 D4 v14 D9 v15 D5 v2 D4 D9 D5 D5
+    _ _ _ _ _ _ _ _ _ REFUSE v15 v2 v2
     """
 
     couples: int = 4

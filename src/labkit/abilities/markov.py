@@ -33,8 +33,8 @@ class Markov(Ability):
 
     >>> from labkit.abilities import draw
     >>> print(draw(Markov(), length=12))
-    [markov] i n d t f d t e ç j y
-    i n d t f d t e ç j y j
+    [markov] z o n b g k h w ã u m
+    z o n b g k h w ã u m d
     """
 
     weight: float = dataclasses.field(default=0.05, kw_only=True)
@@ -56,7 +56,7 @@ class Markov(Ability):
         walk += V.LETTERS.start
         tokens = np.concatenate([np.full((n, 1), V.task("markov")), walk[:, : length - 1]], axis=1)
         labels = walk[:, :length]
-        return Rows(tokens, labels, np.full(n, 1), np.full(n, length), np.ones(n))
+        return Rows(tokens, labels, np.full(n, 1), np.full(n, max(length, 2)), np.ones(n))
 
     def chance(self, metric: str, items: Items) -> np.ndarray:
         """Score of a guesser who knows how frequent each letter is but not what follows what."""

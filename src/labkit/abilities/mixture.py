@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from labkit.abilities.base import Ability, Draws
+from labkit.abilities.vocabulary import PAD, SEPARATOR
 from labkit.errors import LabkitError
 
 
@@ -46,6 +47,20 @@ class Corpus:
                 made = ability.train(index[mine], self.seed, self.length)
                 tokens[mine], labels[mine] = made.tokens, made.labels
         return tokens, labels
+
+    def calibration(self, sequences: int = 128) -> np.ndarray:
+        """(sequences, length) int64 rows of a stream that no training sees, without padding.
+
+        Where a row ends early, the beginning of another one follows it.
+        """
+        apart = dataclasses.replace(self, seed=self.seed + 1_000_000)
+        tokens, _ = apart.rows(np.arange(2 * sequences))
+        rows, others = tokens[:sequences], tokens[sequences:]
+        ends = (rows != PAD).sum(axis=1, keepdims=True)
+        place = np.arange(self.length)
+        filler = np.take_along_axis(others, np.maximum(place - ends, 0), axis=1)
+        filler = np.where(filler == PAD, SEPARATOR, filler)
+        return np.where(place < ends, rows, filler)
 
     def batches(self, batch: int, steps: int, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Batches number ``first … steps − 1`` of a training of `steps` steps; (batch, length) tokens and labels each."""

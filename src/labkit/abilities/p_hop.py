@@ -24,9 +24,9 @@ class PHop(Ability):
     back to where it began), yet short hops often end close by: the guesser copies from the best fixed distance.
 
     >>> from labkit.abilities import draw
-    >>> print(draw(PHop(hops=2), length=14))
-    [p-hop] ?2 a c b d b c c b b c d b
-    _ _ _ _ _ _ _ _ _ b c d b b
+    >>> print(draw(PHop(hops=2), length=14, index=3))
+    [p-hop] ?2 b d b c a c a c d a b a
+    _ _ _ _ _ _ _ _ a c d a _ c
     """
 
     hops: int = 2
@@ -37,7 +37,7 @@ class PHop(Ability):
         return f"p-hop-{self.hops}"
 
     def rows(self, draws: Draws, length: int, test: bool) -> Rows:
-        n, time = len(draws), length - 2
+        n, time = len(draws), max(length - 2, 1)
         allowed = [h for h in V.HOP_COUNTS if h <= self.hops]
         which = draws.integers(len(allowed), 1)
         if test:
@@ -52,9 +52,10 @@ class PHop(Ability):
         found = np.stack([places[h] for h in allowed])[which[:, 0], np.arange(n)]  # (rows, time), −1 where there is none
         answer = np.take_along_axis(string, np.maximum(found, 0), axis=1) + V.LETTERS.start
         head = np.concatenate([np.full((n, 1), V.task("p-hop")), which + V.HOPS.start], axis=1)
-        tokens = np.concatenate([head, string + V.LETTERS.start], axis=1)
-        labels = np.concatenate([np.full((n, 2), IGNORE), np.where(found >= 0, answer, IGNORE)], axis=1)
-        stop = length - (labels[:, ::-1] != IGNORE).argmax(axis=1)
+        tokens = np.concatenate([head, string + V.LETTERS.start], axis=1)[:, :length]
+        labels = np.concatenate([np.full((n, 2), IGNORE), np.where(found >= 0, answer, IGNORE)], axis=1)[:, :length]
+        asked = labels[:, ::-1] != IGNORE
+        stop = np.where(asked.any(axis=1), length - asked.argmax(axis=1), length + 1)  # no answer: the row is too short
         return Rows(tokens, labels, stop - 1, stop, np.full(n, float(ALPHABET)))
 
     def chance(self, metric: str, items: Items) -> np.ndarray:

@@ -18,8 +18,8 @@ class Recall(Ability):
 
     >>> from labkit.abilities import draw
     >>> print(draw(Recall(pairs=3), length=12))
-    [recall] i v4 c v7 n v13 n c n n n i
-    _ _ _ _ _ _ _ v13 v7 v13 v13 v13
+    [recall] a v7 t v14 å v15 t a å å t
+    _ _ _ _ _ _ _ v14 v7 v15 v15 v14
     """
 
     pairs: int = 8

@@ -19,8 +19,8 @@ class Repeat(Ability):
 
     >>> from labkit.abilities import draw
     >>> print(draw(Repeat(shortest=4, longest=4), length=14))
-    [repeat] s l ß a s l ß a s l ß a s
-    _ _ _ _ s l ß a s l ß a s l
+    [repeat] z a s t z a s t z a s t z
+    _ _ _ _ _ a s t z a s t z a
     """
 
     shortest: int = 8
@@ -40,4 +40,4 @@ class Repeat(Ability):
         # The first letter of the first repetition cannot be told (the string's length is not announced).
         labels = np.where(np.arange(length) > size, line, IGNORE)
         start = size[:, 0] + 1
-        return Rows(tokens, labels, start, np.minimum(start + size[:, 0] - 1, length), size[:, 0].astype(float))
+        return Rows(tokens, labels, start, start + size[:, 0] - 1, size[:, 0].astype(float))

@@ -17,8 +17,8 @@ class Reverse(Ability):
 
     >>> from labkit.abilities import draw
     >>> print(draw(Reverse(shortest=4, longest=4), length=10))
-    [reverse] x à w u | u w à x ·
-    _ _ _ _ _ u w à x _
+    [reverse] g i ã c | c ã i g
+    _ _ _ _ _ c ã i g _
     """
 
     shortest: int = 6
@@ -41,7 +41,7 @@ class Reverse(Ability):
         tokens[:, 0] = V.task("reverse")
         tokens = np.where(place <= 2 * size + 1, tokens, V.PAD)
         answering = (place >= size + 1) & (place <= 2 * size)
-        labels = np.where(answering, np.roll(tokens, -1, axis=1), IGNORE)
+        labels = np.where(answering, np.take_along_axis(string, np.clip(back - 1, 0, self.longest - 1), axis=1), IGNORE)
         start = size[:, 0] + 1
         return Rows(tokens, labels, start, start + size[:, 0], size[:, 0].astype(float))
 

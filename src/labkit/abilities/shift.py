@@ -16,13 +16,14 @@ MODULUS, FREE = 7, 5  # FREE digits are left to ask once two are shown
 class Shift(Ability):
     """Two example pairs x, x + b mod 7 with b hidden, then many x of which the shifted digit is asked.
 
-    The examples never contain an asked digit, so copying does not help. There are only 7 · 7 · 6 beginnings, so the
+    The examples never contain an asked digit, so copying does not help; the guesser picks a digit that was not shown as
+    a result, 1 in 5. There are only 7 · 7 · 6 beginnings, so the
     (b, x, x′) whose sum is divisible by 5 are kept for the test.
 
     >>> from labkit.abilities import draw
-    >>> print(draw(Shift(), length=10))
-    [shift] 0 3 2 5 | 5 1 5 6
-    _ _ _ _ _ _ 1 4 1 2
+    >>> print(draw(Shift(), length=10, index=1))
+    [shift] 1 4 0 3 | 2 3 3 4
+    _ _ _ _ _ _ 5 6 6 0
     """
 
     weight: float = dataclasses.field(default=0.10, kw_only=True)
@@ -50,7 +51,7 @@ class Shift(Ability):
             which[:, 0] = draws.index % FREE
         asked = np.take_along_axis(others, which, axis=1)
         answers = (asked + hidden) % MODULUS + V.DIGITS.start
-        return queries(context, asked[:, :, None] + V.DIGITS.start, answers, MODULUS, length)
+        return queries(context, asked[:, :, None] + V.DIGITS.start, answers, FREE, length)
 
 
 def beginnings(test: bool) -> np.ndarray:

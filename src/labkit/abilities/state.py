@@ -25,8 +25,8 @@ class State(Ability):
 
     >>> from labkit.abilities import draw
     >>> print(draw(State(steps=4), length=7))
-    [state] A5 A1 A4 A4 A2 A2
-    _ A5 A4 A0 A4 A1 A4
+    [state] A5 A4 A2 A5 A1 A1
+    _ A5 A2 A0 A5 A3 A5
     """
 
     steps: int = 4
@@ -45,7 +45,8 @@ class State(Ability):
         n, product = len(draws), table(self.group)
         word = draws.integers(len(product), length - 1)
         side = beginnings(self.group, test)
-        word[:, :PREFIX] = side[draws.index % len(side) if test else draws.integers(len(side), 1)[:, 0]]
+        begin = side[draws.index % len(side) if test else draws.integers(len(side), 1)[:, 0]]
+        word[:, :PREFIX] = begin[:, : length - 1]
         so_far = word.copy()
         for t in range(1, length - 1):
             so_far[:, t] = product[so_far[:, t - 1], word[:, t]]

@@ -18,7 +18,7 @@ from labkit.pruning.blocks import sparsity
 from labkit.pruning.criteria import CALIBRATED, CRITERIA
 from labkit.pruning.importance import IMPORTANCES
 
-__all__ = ["CRITERIA", "IMPORTANCES", "drop_layers", "prune", "sparsity"]
+__all__ = ["CRITERIA", "IMPORTANCES", "check_prune", "drop_layers", "prune", "sparsity"]
 
 
 @torch.no_grad()
@@ -109,6 +109,12 @@ def drop_layers(
     dropped = scores.argsort(stable=True)[: len(scores) - keep].tolist()
     surgery.keep_layers(short, [i for i in range(len(scores)) if i not in dropped])
     return short.train(model.training)
+
+
+def check_prune(criterion: str, sparsity: float | None, pattern: str | None) -> None:
+    """Raise the LabkitError that `prune` would raise for these, before any model is loaded."""
+    _masker(sparsity, pattern, "row")
+    _named("criterion", criterion, CRITERIA)
 
 
 def _named(kind: str, name: str, functions: Sequence[Callable]) -> Callable:

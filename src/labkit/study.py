@@ -1,0 +1,255 @@
+"""A study: a grid of models × compressions, measured on one set of items into one store, resumably."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import re
+import time
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from labkit.errors import LabkitError, unknown
+from labkit.records import DENSE
+from labkit.store import Store, provenance, run_id
+from labkit.zoo import load, manifest, sha256
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+STUDIES = Path(__file__).parent / "studies"
+CALIBRATION_SEQUENCES = 128
+WAIT_S = 0.5  # between looks at runs that another process has taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Compression:
+    """One way to make a model smaller: a criterion with a sparsity or a pattern, or a number of layers to drop.
+
+    Attributes
+    ----------
+    criterion, sparsity, pattern: as in `labkit.prune`.
+    drop_layers: how many blocks `labkit.drop_layers` takes away, by block influence.
+    """
+
+    criterion: str | None = None
+    sparsity: float | None = None
+    pattern: str | None = None
+    drop_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.criterion is None) == (self.drop_layers is None):
+            raise LabkitError(
+                "a compression has either a criterion or drop_layers",
+                dataclasses.asdict(self),
+                'Write e.g. criterion = "wanda" with sparsity = 0.5, or drop_layers = 1.',
+            )
+        if self.criterion is not None:
+            from labkit.pruning import check_prune
+
+            check_prune(self.criterion, self.sparsity, self.pattern)
+
+    @property
+    def name(self) -> str:
+        """What the column `compression` says, e.g. "wanda", "wanda 2:4", "drop-layers 1"."""
+        if self.drop_layers is not None:
+            return f"drop-layers {self.drop_layers}"
+        return self.criterion if self.pattern is None else f"{self.criterion} {self.pattern}"
+
+    @property
+    def nominal_sparsity(self) -> float:
+        """Fraction of zeros asked for in the prunable matrices."""
+        if self.pattern is not None:
+            kept, of = map(int, self.pattern.split(":"))
+            return 1 - kept / of
+        return self.sparsity or 0.0
+
+    def apply(self, model: PreTrainedModel, calibration: Tensor, seed: int) -> PreTrainedModel:
+        """A new, compressed model."""
+        from labkit.pruning import drop_layers, prune
+
+        if self.drop_layers is not None:
+            return drop_layers(model, model.config.num_hidden_layers - self.drop_layers, calibration=calibration)
+        return prune(model, self.criterion, self.sparsity, self.pattern, calibration, seed=seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is measured.
+
+    Attributes
+    ----------
+    name, question: for the reader of the report.
+    models: shipped names, with wildcards, or local folders; all are measured dense.
+    compress: those of them that are also compressed.
+    compressions: the ways it is done.
+    abilities: names; none means the whole suite.
+    items: per ability, ≥ 1. seed: of the items, of random masks and of the calibration rows.
+    """
+
+    name: str
+    question: str
+    models: tuple[str, ...]
+    compress: tuple[str, ...] = ()
+    compressions: tuple[Compression, ...] = ()
+    abilities: tuple[str, ...] = ()
+    items: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        from labkit.abilities import abilities
+
+        abilities(*self.abilities)
+        if not isinstance(self.items, int) or self.items < 1:
+            raise LabkitError("a study asks at least one item per ability", self.items, "Give items = 1 or more.")
+
+    @classmethod
+    def load(cls, name: str | Path) -> Study:
+        """The study shipped under a name, or the one in a TOML file.
+
+        Raises LabkitError for a name that is neither, for a file that is not TOML, and for an unknown key, ability,
+        criterion or pattern.
+        """
+        path = Path(name) if str(name).endswith(".toml") else STUDIES / f"{name}.toml"
+        if not path.is_file():
+            raise unknown("study, or path of a .toml file,", str(name), studies())
+        try:
+            written = tomllib.loads(path.read_text())
+        except ValueError as error:
+            raise LabkitError("a study is a TOML file", f"{path}: {error}", "Mend it at the place named.") from None
+        compressions = tuple(_build(Compression, each) for each in written.pop("compression", []))
+        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in written.items()}
+        return _build(cls, {"name": path.stem, **lists, "compressions": compressions})
+
+    def jobs(self) -> list[tuple[str, Compression | None]]:
+        """(model, compression) of every run, all of a model's runs together; None is the dense model."""
+        compressed = set(_matching(self.compress)) if self.compressions else set()
+        return [
+            (model, compression)
+            for model in _matching([*self.models, *self.compress])
+            for compression in (None, *(self.compressions if model in compressed else ()))
+        ]
+
+    def run(self, out: Path | str, progress: bool = True) -> Store:
+        """Measure what is not yet in the store at `out`, and return the store.
+
+        Processes that run the same study on the same folder share the work; the last one waits for the others' runs.
+        Killed at any moment, all finished runs are kept, and running it again does the rest.
+        """
+        jobs = {run_id(config): (config, job) for job in self.jobs() for config in [self._config(*job)]}
+        store = Store(out, create=True)
+        about = store.path / "study.json"
+        if not about.exists():
+            about.write_text(json.dumps({"name": self.name, "question": self.question}) + "\n")
+        loaded: dict[str, PreTrainedModel] = {}  # the last model alone: runs of a model stand together
+        with tqdm(total=len(jobs), desc=f"study {self.name}", unit="run", disable=not progress) as bar:
+            left = dict(jobs)
+            while left:
+                before = len(left)
+                for run, (config, job) in list(left.items()):
+                    with store.claim(run) as mine:
+                        if mine and not store.has(run):
+                            bar.set_postfix_str(f"{job[0]} {job[1].name if job[1] else DENSE}")
+                            self._measure(store, run, config, job, loaded)
+                    if store.has(run):
+                        del left[run]
+                        bar.update()
+                if len(left) == before:
+                    time.sleep(WAIT_S)
+        return store
+
+    def _config(self, model: str, compression: Compression | None) -> dict[str, Any]:
+        """All that decides the rows of a run; its hash is the run's address."""
+        from labkit.abilities import abilities
+
+        return {
+            "model": model,
+            "weights": _weights(model),
+            "compression": None if compression is None else dataclasses.asdict(compression),
+            "calibration": None if compression is None else [CALIBRATION_SEQUENCES, self.seed],
+            "abilities": [repr(ability) for ability in abilities(*self.abilities)],
+            "items": self.items,
+            "seed": self.seed,
+        }
+
+    def _measure(
+        self, store: Store, run: str, config: dict[str, Any], job: tuple, loaded: dict[str, PreTrainedModel]
+    ) -> None:
+        import torch
+
+        from labkit.abilities import abilities, corpus
+        from labkit.evaluation import evaluate
+        from labkit.flops import non_embedding_params
+
+        name, compression = job
+        begun = time.monotonic()
+        if name not in loaded:
+            loaded.clear()
+            loaded[name] = load(name).to("cuda" if torch.cuda.is_available() else "cpu")
+        model = loaded[name]
+        if compression is not None:
+            calibration = torch.from_numpy(corpus(self.seed).calibration(CALIBRATION_SEQUENCES)).to(model.device)
+            model = compression.apply(model, calibration, self.seed)
+        rows = evaluate(model, abilities(*self.abilities), self.items, self.seed, progress=False)
+        rung, seed = _origin(name)
+        rows = rows.assign(
+            run=run,
+            model=name,
+            rung=rung,
+            params=non_embedding_params(model),
+            seed=seed,
+            compression=DENSE if compression is None else compression.name,
+            sparsity=0.0 if compression is None else compression.nominal_sparsity,
+        )
+        device = torch.cuda.get_device_name() if model.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+        wall_s = round(time.monotonic() - begun, 3)
+        store.write(run, rows, provenance(config, {f"{name}/model.safetensors": config["weights"]}, wall_s, device))
+
+
+def studies() -> tuple[str, ...]:
+    """Names of the shipped studies."""
+    return tuple(sorted(path.stem for path in STUDIES.glob("*.toml")))
+
+
+def _build(kind: type, values: dict[str, Any]) -> Any:
+    """A dataclass from what a file says; refuses a key that is not one of its fields, and misses none that is needed."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key in values:
+        if key not in fields:
+            raise unknown(f"key of a {kind.__name__.lower()}", key, fields)
+    needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+    if needed:
+        raise LabkitError(f"a {kind.__name__.lower()} names {', '.join(needed)}", sorted(values), "Add what is missing.")
+    return kind(**values)
+
+
+def _matching(patterns: list[str] | tuple[str, ...]) -> list[str]:
+    """Names of shipped models that fit a pattern, and local folders, each once, in the order of the patterns."""
+    records = manifest()["models"]
+    known = sorted(records, key=lambda name: (records[name]["params"], name))
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        fitting = [pattern] if Path(pattern).is_dir() else fnmatch.filter(known, pattern)
+        if not fitting:
+            raise unknown("model name, pattern or local folder", pattern, known)
+        found.update(dict.fromkeys(fitting))
+    return list(found)
+
+
+def _weights(name: str) -> str:
+    """Checksum of a model's weights; of all parts together where there are several."""
+    if Path(name).is_dir():
+        return "+".join(sha256(part) for part in sorted(Path(name).glob("*.safetensors")))
+    return manifest()["files"][f"{name}/model.safetensors"]
+
+
+def _origin(name: str) -> tuple[str, int]:
+    """(rung, seed) of a model by where it stands: …/<rung>/seed-<n>, or any other folder as its own rung with seed 0."""
+    match = re.search(r"([^/]+)/seed-(\d+)/?$", name)
+    return (match[1], int(match[2])) if match else (Path(name).name, 0)

@@ -1,0 +1,171 @@
+"""A grid is measured once, whole, and the same however often it was interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from labkit.errors import LabkitError
+from labkit.records import ItemRow, columns
+from labkit.study import Compression, Study, studies
+
+TINY = """
+question = "Does it run?"
+models = ["ladder/16x1/seed-0", "ladder/16x1/seed-1"]
+compress = ["ladder/16x1/seed-0"]
+abilities = ["recall", "facts"]
+items = 20
+
+[[compression]]
+criterion = "wanda"
+sparsity = 0.5
+
+[[compression]]
+criterion = "magnitude"
+pattern = "2:4"
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.toml").write_text(TINY)
+    return Study.load(folder / "tiny.toml").run(folder / "rows", progress=False).frame()
+
+
+def start(study: Path, out: Path) -> subprocess.Popen:
+    code = "import sys; from labkit.study import Study; Study.load(sys.argv[1]).run(sys.argv[2], progress=False)"
+    return subprocess.Popen([sys.executable, "-c", code, str(study), str(out)])
+
+
+def test_grid_is_dense_models_and_compressed_ones(undisturbed):
+    assert tuple(undisturbed.columns) == columns(ItemRow)
+    conditions = set(undisturbed[["model", "compression", "sparsity"]].itertuples(index=False, name=None))
+    assert conditions == {
+        ("ladder/16x1/seed-0", "dense", 0.0),
+        ("ladder/16x1/seed-1", "dense", 0.0),
+        ("ladder/16x1/seed-0", "wanda", 0.5),
+        ("ladder/16x1/seed-0", "magnitude 2:4", 0.5),
+    }
+    assert set(undisturbed["rung"]) == {"16x1"} and set(undisturbed["seed"]) == {0, 1}
+    # every run asks every ability the same items under every metric
+    assert (undisturbed.groupby(["run", "ability", "metric"])["item"].nunique() == 20).all()
+    assert not undisturbed.duplicated(["run", "ability", "metric", "item"]).any()
+
+
+def test_second_run_measures_nothing(tiny, tmp_path, undisturbed, monkeypatch):
+    Study.load(tiny).run(tmp_path / "rows", progress=False)
+    monkeypatch.setattr(Study, "_measure", lambda *_: pytest.fail("measured again"))
+    again = Study.load(tiny).run(tmp_path / "rows", progress=False)
+    pd.testing.assert_frame_equal(again.frame(), undisturbed)
+
+
+def test_killed_run_is_completed_to_the_same_rows(tiny, tmp_path, undisturbed):
+    out = tmp_path / "rows"
+    process = start(tiny, out)
+    while process.poll() is None and not list(out.glob("rows/*.parquet")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    store = Study.load(tiny).run(out, progress=False)
+    pd.testing.assert_frame_equal(store.frame(), undisturbed)
+
+
+def test_two_processes_share_one_folder(tiny, tmp_path, undisturbed):
+    crew = [start(tiny, tmp_path / "rows") for _ in range(2)]
+    assert [process.wait() for process in crew] == [0, 0]
+    store = Study.load(tiny).run(tmp_path / "rows", progress=False)
+    pd.testing.assert_frame_equal(store.frame(), undisturbed)
+
+
+def test_provenance_names_commit_config_and_checksum(tiny, tmp_path):
+    store = Study.load(tiny).run(tmp_path / "rows", progress=False)
+    traced = store.provenance()
+    assert len(traced) == 4
+    for _, row in traced.iterrows():
+        assert row["config"]["items"] == 20 and row["config"]["seed"] == 0
+        assert row["artifacts"] == {f"{row['config']['model']}/model.safetensors": row["config"]["weights"]}
+        assert row["wall_s"] > 0 and row["versions"]["torch"]
+
+
+def test_a_local_folder_is_a_rung_of_its_own(tmp_path):
+    from labkit.zoo import load
+
+    load("ladder/16x1/seed-0").save_pretrained(tmp_path / "mine")
+    study = Study("own", "?", (str(tmp_path / "mine"),), abilities=("facts",), items=5)
+    frame = study.run(tmp_path / "rows", progress=False).frame()
+    assert set(frame["rung"]) == {"mine"} and set(frame["seed"]) == {0}
+
+
+def test_names_and_nominal_sparsity():
+    assert Compression("wanda", 0.5).name == "wanda"
+    assert (Compression("wanda", pattern="2:4").name, Compression("wanda", pattern="2:4").nominal_sparsity) == (
+        "wanda 2:4",
+        0.5,
+    )
+    assert (Compression(drop_layers=1).name, Compression(drop_layers=1).nominal_sparsity) == ("drop-layers 1", 0.0)
+
+
+def test_the_shipped_studies_load():
+    assert "quick" in studies()
+    for name in studies():
+        assert Study.load(name).jobs()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("items = 20", "items = 0"), "at least one item per ability; got 0"),
+        (("items = 20", "itens = 20"), "known key of a study is needed; got 'itens'. Nearest: items"),
+        (('"facts"', '"fact"'), "known ability is needed; got 'fact'. Nearest: facts"),
+        (('"wanda"', '"wonda"'), "known criterion is needed; got 'wonda'. Nearest: wanda"),
+        (("sparsity = 0.5", "sparsity = 1.5"), "sparsity"),
+        (('"2:4"', '"4:2"'), "pattern"),
+        (("sparsity = 0.5", "sparcity = 0.5"), "known key of a compression is needed; got 'sparcity'. Nearest: sparsity"),
+        (('criterion = "wanda"', "drop_layers = 1\ncriterion = 'wanda'"), "either a criterion or drop_layers"),
+        (("items = 20", "items = "), "a study is a TOML file"),
+        (('question = "Does it run?"', ""), "a study names question"),
+    ],
+)
+def test_a_bad_file_says_what_is_wrong(tiny, change, message):
+    tiny.write_text(TINY.replace(*change))
+    with pytest.raises(LabkitError) as error:
+        Study.load(tiny)
+    assert message in str(error.value)
+
+
+def test_unknown_study_and_model():
+    with pytest.raises(LabkitError, match="got 'quik'. Nearest: quick. All: .*quick"):
+        Study.load("quik")
+    with pytest.raises(LabkitError, match="got 'ladder/16x2/seed-0'. Nearest: ladder/16x1/seed-0.* All: "):
+        Study("s", "?", ("ladder/16x2/seed-0",)).jobs()
+
+
+def test_a_folder_of_something_else_stays_as_it_was(tiny, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(LabkitError, match="empty folder"):
+        Study.load(tiny).run(tmp_path, progress=False)
+    assert (tmp_path / "thesis.txt").read_text() == "precious" and not (tmp_path / "rows").exists()
+
+
+def test_calibration_rows_are_unpadded_and_apart_from_training():
+    from labkit.abilities import corpus
+
+    rows = corpus(0).calibration(256)
+    assert rows.shape == (256, 48) and (rows > 0).all()
+    shown = {row.tobytes() for row in corpus(0).rows(range(20_000))[0]}
+    assert sum(row.tobytes() in shown for row in rows) == 0
