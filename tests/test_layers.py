@@ -15,14 +15,14 @@ import pytest
 
 LAYERS = (  # top first; the words in the comments are what a row is about
     {"cli", "notebook"},  # what a person touches
-    {"study", "schooling", "report"},  # a grid of runs; training a ladder; a document
-    {"evaluation", "cost", "store", "verdict", "plotting"},  # measure; keep, judge and draw rows
+    {"study", "schooling", "doctor", "report"},  # a grid of runs; training a ladder; the machine; a document
+    {"evaluation", "cost", "store", "verdict", "comparison", "plotting"},  # measure; keep, judge, compare and draw rows
     {"ladder"},  # one dial
     {"abilities", "training", "zoo", "pruning", "metrics", "statistics"},  # the subject; formulas
     {"records", "flops"},  # the row types; counting
     {"errors"},
 )
-FRAME_HALF = {"errors", "records", "statistics", "store", "verdict", "plotting", "report"}
+FRAME_HALF = {"errors", "records", "statistics", "store", "verdict", "comparison", "plotting", "report"}
 TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors.torch"}
 
 # Inside a package the same rule: these rows at the bottom, every other file in one row above them, `__init__` on top.

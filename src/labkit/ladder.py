@@ -102,4 +102,4 @@ class Rung:
 
 def ladder() -> tuple[Rung, ...]:
     """The rungs that are shipped, from the smallest to the largest."""
-    return tuple(Rung.parse(name) for name in ("16x1", "32x1", "64x1", "32x2", "64x2", "96x3"))
+    return tuple(Rung.parse(name) for name in ("16x1", "32x1", "32x2", "64x1", "64x2", "96x3"))

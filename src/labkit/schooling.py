@@ -76,7 +76,7 @@ def train_ladder(plan: Profile, out: Path | str, *, device: str = "auto", worker
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if workers is None:
-        workers = 1 if device == "cuda" else len(os.sched_getaffinity(0))
+        workers = 1 if device == "cuda" else _cores()
     if workers < 1:
         raise LabkitError("at least one worker is needed", workers, "Give --workers 1 or more.")
     try:
@@ -177,6 +177,11 @@ def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> 
     (partial / "training.json").write_text(json.dumps(record) + "\n")
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     partial.rename(out / name)
+
+
+def _cores() -> int:
+    """Cores this process may use; where the system does not tell (macOS, Windows), all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _device_name(device: str) -> str:

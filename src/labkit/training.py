@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ Loss = Callable[["PreTrainedModel", torch.Tensor, torch.Tensor], torch.Tensor]
 
 LOG_EVERY = 50  # steps between looks at the loss: each look waits for the device
 CHECKPOINT_SECONDS = 60
+PARTIAL = ".partial"  # a checkpoint being written; what a killed process left is overwritten by the next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def train(
     norm clipped to 1; bfloat16 autocast on a GPU, float32 on a CPU. With a `folder`, a checkpoint is kept there and a
     killed training resumes from it; when the training is done the checkpoint is removed.
 
-    Raises LabkitError for fewer tokens than one batch, and when the loss is no longer finite: the message names the
+    Raises LabkitError for fewer tokens than one batch, and when the loss or its gradient is no longer finite: the message names the
     step and the last good checkpoint.
     """
     steps = tokens // (batch * corpus.length)
@@ -104,10 +104,10 @@ def train(
         with autocast:
             value = loss(forward, rows, labels)
         value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        recent.append(value.detach())
+        recent.append(torch.where(norm.isfinite(), value.detach(), norm))  # either one spoils the weights
         bar.update(rows.numel())
         if len(recent) == LOG_EVERY or step + 1 == steps:
             history.append((step + 1, _mean_if_finite(recent, step, folder)))
@@ -119,8 +119,8 @@ def train(
     bar.close()
     model.eval()
     if folder is not None:
-        for old in _checkpoints(Path(folder)):
-            shutil.rmtree(old)
+        for old in (*_checkpoints(Path(folder)), Path(folder) / PARTIAL):
+            shutil.rmtree(old, ignore_errors=True)
     shown = steps * batch * corpus.length
     flops = float(training_flops_per_token(model, corpus.length) * shown)
     return Training(steps, shown, flops, seconds + time.monotonic() - begun, tuple(history))
@@ -155,7 +155,7 @@ def _mean_if_finite(losses: list[torch.Tensor], last: int, folder: Path | str | 
         where = f"The last good checkpoint is {kept[0].name} in {folder}" if kept else "No checkpoint was kept"
         step = last + 1 - len(losses) + int(bad[0])
         raise LabkitError(
-            "the loss must stay finite",
+            "the loss and its gradient must stay finite",
             f"{values[bad[0, 0]].item()} at step {step}",
             f"{where}; lower the learning rate, or look at the data of that step.",
         )
@@ -172,7 +172,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _save(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: tuple) -> None:
     step, seconds, history = state
     old, new = _checkpoints(folder), folder / f"step-{step:08d}"
-    partial = folder / f".partial-{os.getpid()}"
+    partial = folder / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial / "model.safetensors")

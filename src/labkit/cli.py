@@ -1,0 +1,348 @@
+"""The command line: thin verbs over the library. Heavy modules are imported by the verb that uses them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from labkit.errors import LabkitError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+PIPED_WIDTH = 120  # columns, where there is no terminal to ask
+RESUMABLE = ("run", "ladder")
+COLOURS = {"kept": "green", "degraded": "yellow", "lost": "red", "undecided": "cyan", "absent": "dim"}
+DEVICES = ("auto", "cpu", "cuda")
+
+_DEVICE = typer.Option(metavar="|".join(DEVICES), help="Where models run; auto takes a GPU if there is one.")
+
+
+class _Verbs(TyperGroup):
+    """The verbs, with one place where what goes wrong becomes a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Abort, BrokenPipeError):
+            raise
+        except LabkitError as error:
+            cause, code, message = error, BAD_INPUT, str(error)
+        except KeyboardInterrupt:
+            _console(stderr=True).print(Text(_stopped(ctx.invoked_subcommand)), soft_wrap=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if hasattr(error, "exit_code"):  # typer's own: a usage error, or the end of a verb
+                raise
+            cause, code, message = error, FAILED, f"{type(error).__name__}: {error}. To see where: labkit --debug ..."
+        if ctx.params["debug"]:
+            traceback.print_exception(cause)
+        _console(stderr=True).print(Text(f"Error: {message}", "bold red"), soft_wrap=True)
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_Verbs, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
+
+
+def main() -> None:
+    """The command `labkit`."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "60")  # seconds between lines of progress in a log
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    app(prog_name="labkit")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from labkit import __version__
+
+        print(f"labkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Begin with:  labkit doctor,  then  labkit run quick --out runs/quick")
+def labkit(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, too.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """When a language model is made smaller, which of its abilities survive?
+
+    Exit codes: 0 done; 1 the work failed, or doctor found a fault; 2 bad input; 130 interrupted.
+    """
+
+
+@app.command(epilog="Example:  labkit run quick --out runs/quick")
+def run(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study, such as quick, or a .toml file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the rows: a new one, or that of an earlier run to go on with.")],
+) -> None:
+    """Measure every model of a study, dense and compressed; judge; write report.html.
+
+    Only what the folder lacks is measured, so a run that was stopped goes on with the same command.
+
+    quick takes about five minutes on two CPU cores.
+    """
+    from labkit.study import Study
+
+    plan = Study.load(study)
+    store = plan.run(out, progress=sys.stderr.isatty())
+    from labkit.report import answer, write_report  # figures: only once there is something to draw
+    from labkit.verdict import judge
+
+    console, verdicts = _console(), judge(store.frame())
+    path = write_report(store.path)
+    console.print(Text(plan.question, "bold"))
+    for table in _verdict_tables(verdicts):
+        console.print(table)
+    if not verdicts.empty:
+        console.print(_legend(verdicts))
+    console.print(Text(answer(verdicts)), Text(f"Report: {path}"), sep="\n", soft_wrap=True)
+
+
+@app.command(epilog="Example:  labkit report runs/quick --out quick.html")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an earlier labkit run.")],
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="DIR/report.html")] = None,
+) -> None:
+    """Write the report of a run: one HTML file that needs no network."""
+    from labkit.report import write_report
+
+    _console().print(Text(f"Report: {write_report(folder, out)}"), soft_wrap=True)
+
+
+@app.command(epilog="Example:  labkit ladder --profile cpu --out my-ladder")
+def ladder(
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="cpu: 24 models of up to 0.34 M parameters, 8 M tokens each, hours on two cores. "
+            "t4: 18 of up to 6.4 M, 100 M tokens each. h100: 24 of up to 25.3 M, 200 M tokens each.",
+            metavar="cpu|t4|h100",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the models: a new one, or an earlier one to go on with.")],
+    device: Annotated[str, _DEVICE] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Models trained side by side.", show_default="one per CPU core; 1 on a GPU"),
+    ] = None,
+) -> None:
+    """Train a ladder of models, from small to large, several seeds each.
+
+    A training that was stopped goes on from its last checkpoint with the same command.
+    """
+    from labkit import schooling
+
+    plan = schooling.profile(profile)
+    names = schooling.train_ladder(plan, out, device=_device(device), workers=workers)
+    next_step = f"labkit zoo --folder {shlex.quote(str(out))}"
+    _console().print(Text(f"{len(names)} models in {out}. List them: {next_step}"), soft_wrap=True)
+
+
+@app.command(epilog="Example:  labkit compare ladder/64x2/seed-0 ladder/96x3/seed-0 --items 1000")
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A shipped model, a folder or a hub id; or a run's folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with: of the same kind.")],
+    items: Annotated[int, typer.Option(min=1, help="Items per ability, for models.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the items and of the bootstrap.")] = 0,
+    device: Annotated[str, _DEVICE] = "auto",
+) -> None:
+    """Compare two models, or two runs, item by item on the same items.
+
+    Prints B - A for each ability and metric, in the metric's unit, with its 95 % interval.
+
+    Two runs are compared in every rung and compression that both have.
+    """
+    from labkit import comparison
+
+    stores = [_is_store(name) for name in (a, b)]
+    if stores[0] != stores[1]:
+        model, store = (a, b) if stores[1] else (b, a)
+        remedy = "Give two models, or the folders of two runs."
+        raise LabkitError("what is compared is of one kind", f"the model {model} and the run {store}", remedy)
+    if all(stores):
+        frame = comparison.compare_conditions(*_stored_rows(a, b), seed=seed)
+    else:
+        where = _device(device)
+        frame = comparison.compare(*(_scored(name, items, seed, where) for name in (a, b)), seed=seed)
+    _console().print(_comparison_table(frame, a, b))
+
+
+@app.command(epilog="Example:  labkit zoo --folder my-ladder")
+def zoo(
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder that labkit ladder wrote.", show_default="the shipped models")
+    ] = None,
+) -> None:
+    """List trained models: parameters (without embeddings), seed, tokens of training, checksum."""
+    from labkit.zoo import zoo as listed
+
+    table = _table("name", "rung", ">parameters", ">seed", ">tokens", "sha256")
+    for row in listed(folder).itertuples():
+        table.add_row(row.name, row.rung, f"{row.params:,}", str(row.seed), f"{row.tokens:,}", row.sha256[:12])
+    _console().print(table)
+
+
+@app.command(epilog="Example:  labkit doctor")
+def doctor() -> None:
+    """Check Python, packages, device, disk, compiler, Jupyter kernel and the shipped files' checksums.
+
+    Exit code 1 if one of them is at fault; each fault is printed with its remedy.
+    """
+    from labkit.doctor import checks
+
+    console, found = _console(), checks()
+    for check in found:
+        state = Text("[OK]  ", "green") if check.ok else Text("[FAIL]", "bold red")
+        console.print(Text.assemble(state, f" {check.name}: {check.found}"), soft_wrap=True)
+        if not check.ok:
+            console.print(Text(f"       {check.remedy}"), soft_wrap=True)
+    faults = sum(not check.ok for check in found)
+    console.print(f"{faults} of {len(found)} checks failed." if faults else "All is well.")
+    if faults:
+        raise typer.Exit(FAILED)
+
+
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPED_WIDTH
+    return console
+
+
+def _stopped(verb: str | None) -> str:
+    if verb not in RESUMABLE:
+        return "\nStopped."
+    kept = {"run": "What is measured is kept", "ladder": "What is trained is kept"}[verb]
+    return f"\nStopped. {kept}; the same command goes on from there:\n  labkit {shlex.join(sys.argv[1:])}"
+
+
+def _device(name: str) -> str:
+    """What `auto` stands for here; refuses a device that is not there."""
+    if name not in DEVICES:
+        raise unknown("device", name, DEVICES)
+    import torch
+
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise LabkitError("--device cuda needs a GPU that PyTorch sees", name, "Use auto, or ask labkit doctor.")
+    return name if name != "auto" else "cuda" if found else "cpu"
+
+
+def _is_store(name: str) -> bool:
+    """Whether it names the folder of a run, and not a model."""
+    path = Path(name)
+    if path.is_dir():
+        if not any((path / marker).is_file() for marker in ("store.json", "config.json")):
+            rule = "a folder to compare is that of a run (it holds store.json) or of a model (config.json)"
+            raise LabkitError(rule, name, "Name one of these.")
+        return (path / "store.json").is_file()
+    if path.is_absolute() or path.parent != Path() and path.parent.is_dir():  # else it would be looked up as a hub id
+        raise LabkitError("a folder to compare is there", name, "Check the path.")
+    return False
+
+
+def _stored_rows(*folders: str) -> list[pd.DataFrame]:
+    """The rows of each store, if all of them were asked the same items."""
+    from labkit.store import Store
+
+    stores = [Store(folder) for folder in folders]
+    seeds = [sorted({config.get("seed") for config in store.provenance()["config"]}) for store in stores]
+    if all(seeds) and any(each != seeds[0] for each in seeds):
+        raise LabkitError("both runs draw their items with one seed", seeds, "Run a study of the same seed on both.")
+    return [store.frame() for store in stores]
+
+
+def _scored(name: str, items: int, seed: int, device: str) -> pd.DataFrame:
+    from labkit.abilities import abilities
+    from labkit.evaluation import evaluate
+    from labkit.zoo import load
+
+    return evaluate(load(name).to(device), abilities(), n=items, seed=seed, progress=sys.stderr.isatty())
+
+
+def _table(*columns: str, **options: Any) -> Table:
+    """A plain, narrow table; a column whose name begins with > is aligned to the right."""
+    narrow = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
+    table = Table(**narrow, title_justify="left", caption_justify="left", **options)
+    for name in columns:
+        table.add_column(Text(name.removeprefix(">")), justify="right" if name.startswith(">") else "left")
+    return table
+
+
+def _verdict_tables(verdicts: pd.DataFrame) -> list[Table]:
+    """One table for each rung: abilities down, compressions across; each cell a verdict over its interval."""
+    tables = []
+    for rung, of_rung in verdicts.groupby("rung", sort=False):
+        conditions = list(dict.fromkeys(zip(of_rung["compression"], of_rung["sparsity"], strict=True)))
+        table = _table(
+            "ability",
+            *(_condition(*condition).replace(" ", "\n") for condition in conditions),
+            title=Text(f"Rung {rung}", "bold"),
+        )
+        for ability, of_ability in of_rung.groupby("ability", sort=False):
+            cells = {(row.compression, row.sparsity): _cell(row) for row in of_ability.itertuples()}
+            table.add_row(Text(ability), *(cells.get(condition, "") for condition in conditions))
+        tables.append(table)
+    return tables
+
+
+def _condition(compression: str, sparsity: float) -> str:
+    """Its name, with the sparsity where that is not part of it."""
+    return compression if ":" in compression or not sparsity else f"{compression} {sparsity:.0%}"
+
+
+def _cell(row: Any) -> Text:
+    bounds = "" if row.low != row.low else f"\n{row.low:.2f}…{row.high:.2f}"  # NaN: there is no interval
+    return Text.assemble((row.verdict, COLOURS[row.verdict]), (bounds, "dim"))
+
+
+def _legend(verdicts: pd.DataFrame) -> Text:
+    seeds = verdicts["n_seeds"]
+    return Text(
+        "Below each verdict: the 95 % interval of retention, (compressed - chance) / (dense - chance), over "
+        f"{_span(seeds[seeds > 0])} seeds and {_span(verdicts['n_items'])} items each."
+    )
+
+
+def _span(numbers: pd.Series) -> str:
+    low, high = (numbers.min(), numbers.max()) if len(numbers) else (0, 0)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _comparison_table(frame: pd.DataFrame, a: str, b: str) -> Table:
+    stored, one_seed = "rung" in frame, (frame["n_seeds"] == 1).all()
+    table = _table(
+        *(("rung", "compression") if stored else ()), "ability", "metric", ">n", ">A", ">B", ">B - A", ">low", ">high",
+        ">beyond\nnoise",
+        title=Text(f"A: {a}\nB: {b}"),
+        caption=Text(
+            f"n: {'items' if one_seed else 'seeds x items'}, paired. Low to high: 95 % interval of B - A, resampling "
+            f"{'items' if one_seed else 'seeds, then items'}; beyond noise: it excludes 0, as one in twenty does by "
+            "chance. Of nll_nats (nats) and brier, less is better."
+        ),
+    )  # fmt: skip
+    for row in frame.itertuples():
+        table.add_row(
+            *((row.rung, Text(_condition(row.compression, row.sparsity))) if stored else ()), Text(row.ability),
+            row.metric, f"{row.n_items}" if one_seed else f"{row.n_seeds} x {row.n_items}", f"{row.a:.3f}",
+            f"{row.b:.3f}", *(f"{number:+.3f}" for number in (row.difference, row.low, row.high)),
+            "yes" if row.beyond_noise else "no", style="bold" if row.beyond_noise else "",
+        )  # fmt: skip
+    return table

@@ -1,0 +1,149 @@
+"""Two models on the same items: by how much do they differ, and is it more than noise?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from labkit.errors import LabkitError
+from labkit.statistics import bootstrap_means, percentile_interval
+
+COLUMNS = ("ability", "metric", "n_seeds", "n_items", "a", "b", "difference", "low", "high", "beyond_noise")
+"""Columns of a comparison. Scores are in the metric's unit; ``n_items`` counts the items of one seed."""
+
+CONDITION = ("rung", "compression", "sparsity")
+"""What two stores are matched by, in `compare_conditions`."""
+
+_KEYS = ("ability", "metric", "item")
+_PAIRED = ("ability", "metric", "seed", "item")
+
+
+def compare(rows_a: pd.DataFrame, rows_b: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Item-paired comparison of two models, or of two runs over the same training seeds.
+
+    The difference is b − a, in each item. Its 95 % percentile interval is a paired bootstrap: items are resampled, and
+    if both sides have the same two or more training seeds, seeds first and items within them. With one training seed
+    the interval speaks of these two models on other items, not of models trained with other seeds.
+
+    Parameters
+    ----------
+    rows_a, rows_b : frames of `labkit.evaluate` or of a store: columns ability, metric, item, value, and where there
+        are several training seeds, seed. Where both have ``chance``, it has to agree.
+    draws : resamples, ≥ 100. seed : of their generator.
+
+    Returns
+    -------
+    One row per (ability, metric), in the order of `rows_a`, with the columns of `COLUMNS`. ``beyond_noise`` says that
+    the interval excludes 0, which one in twenty does by chance where nothing differs; one item has no interval (NaN).
+
+    Raises
+    ------
+    LabkitError
+        Columns missing, no rows, values that are not finite, an item scored twice, items or seeds that only one side
+        has, chance that differs, ``draws`` < 100.
+
+    Source: Efron & Tibshirani (1993), An Introduction to the Bootstrap, §8 and §13.3.
+    """
+    if draws < 100:
+        raise LabkitError("draws is at least 100", draws, "Give 100 or more, e.g. 2000.")
+    a, b = (_scores(rows, side) for rows, side in ((rows_a, "the first"), (rows_b, "the second")))
+    _same_seeds(a, b)
+    absent = a.index.difference(b.index), b.index.difference(a.index)
+    for missing, side in zip(absent, ("the second", "the first"), strict=True):
+        if len(missing):
+            raise LabkitError("both sides score the same items", f"{side} without {_name(missing[0])}", "Score all.")
+    b = b.reindex(a.index)
+    if not np.allclose(a["chance"], b["chance"], equal_nan=True):
+        first = _name(a.index[np.argmin(np.isclose(a["chance"], b["chance"], equal_nan=True))])
+        raise LabkitError("both sides score the same items, at the same chance", first, "Evaluate with one n and seed.")
+    paired = pd.DataFrame({"a": a["value"], "b": b["value"]})
+    groups = {key: _table(group) for key, group in paired.groupby(level=["ability", "metric"], sort=False)}
+    rows = []
+    for (key, pair), bounds in zip(groups.items(), _intervals([b - a for a, b in groups.values()], draws, seed)):
+        means = [float(side.mean()) for side in pair]
+        beyond = bool(bounds[0] > 0 or bounds[1] < 0)
+        rows.append((*key, *pair[0].shape, *means, means[1] - means[0], *map(float, bounds), beyond))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def compare_conditions(rows_a: pd.DataFrame, rows_b: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """`compare` in every (rung, compression, sparsity) that both sides have: its rows, with those columns in front.
+
+    Raises LabkitError as `compare` does, and where the two have nothing in common.
+    """
+    for rows in (rows_a, rows_b):
+        _need(rows, (*CONDITION, "params"))
+    sides = [dict(list(rows.groupby(list(CONDITION), observed=True))) for rows in (rows_a, rows_b)]
+    common = [key for key in sides[0] if key in sides[1]]
+    if not common:
+        received = " and ".join("; ".join(" ".join(map(str, key)) for key in side) or "no rows" for side in sides)
+        raise LabkitError("two stores share a rung and compression", received, "Run the same study on both.")
+    size = rows_a.groupby("rung", observed=True)["params"].max()  # a compression may remove parameters: the parent's
+    frames = []
+    for key in sorted(common, key=lambda key: (size[key[0]], key)):
+        frame = compare(sides[0][key], sides[1][key], draws, seed)
+        frames.append(frame.assign(**dict(zip(CONDITION, key, strict=True)))[[*CONDITION, *COLUMNS]])
+    return pd.concat(frames, ignore_index=True)
+
+
+def _scores(rows: pd.DataFrame, side: str) -> pd.DataFrame:
+    """Value and chance, by ability, metric, seed and item."""
+    _need(rows, (*_KEYS, "value"))
+    if rows.empty:
+        raise LabkitError("a comparison needs rows on both sides", f"{side} without rows", "Evaluate it first.")
+    seed = rows["seed"] if "seed" in rows else np.zeros(len(rows), int)
+    index = pd.MultiIndex.from_arrays(
+        [np.asarray(seed if key == "seed" else rows[key]) for key in _PAIRED], names=_PAIRED
+    )
+    chance = rows["chance"] if "chance" in rows else np.nan
+    scores = pd.DataFrame({"value": rows["value"], "chance": chance}).set_axis(index).astype(float)
+    bad = ~np.isfinite(scores["value"].to_numpy()) | rows[list(_KEYS)].isna().any(axis=1).to_numpy()
+    if bad.any():
+        raise LabkitError("every value is finite", f"{side}: {_name(index[bad.argmax()])}", "Measure it again.")
+    twice = index.duplicated()
+    if twice.any():
+        remedy = "Select one rung and one compression, and drop repeated rows."
+        raise LabkitError("an item is scored once", f"{side}, twice: {_name(index[twice.argmax()])}", remedy)
+    return scores
+
+
+def _need(rows: pd.DataFrame, names: tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in rows]
+    if missing:
+        raise LabkitError("rows to compare have their columns", f"rows without {', '.join(missing)}", "Add them.")
+
+
+def _same_seeds(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    """Refuse seeds that do not pair; where each side has one, whichever it is, they are the pair."""
+    seeds = [sorted(set(side.index.get_level_values("seed"))) for side in (a, b)]
+    if all(len(each) == 1 for each in seeds):
+        for side in (a, b):
+            side.index = side.index.set_levels([0], level="seed")
+    elif seeds[0] != seeds[1]:
+        received = " and ".join(", ".join(map(str, each)) for each in seeds)
+        raise LabkitError("both sides have the same training seeds, or one each", received, "Select those in common.")
+
+
+def _table(group: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the two sides, each (seeds, items)."""
+    wide = group.droplevel(["ability", "metric"]).unstack("item")
+    if wide.isna().to_numpy().any():
+        raise LabkitError("every seed scores the same items", _name(group.index[0]), "Score all of them.")
+    return wide["a"].to_numpy(), wide["b"].to_numpy()
+
+
+def _intervals(differences: list[np.ndarray], draws: int, seed: int) -> list[np.ndarray]:
+    """95 % bounds of the mean of each (seeds, items) table. Tables of one shape share their resamples."""
+    bounds: list = [None] * len(differences)
+    for shape in {table.shape for table in differences}:
+        members = [number for number, table in enumerate(differences) if table.shape == shape]
+        stacked = np.stack([differences[number] for number in members])
+        if shape[0] == 1:  # items take the place of seeds, each with a single value
+            stacked = stacked.swapaxes(1, 2)
+        for number, pair in zip(members, percentile_interval(bootstrap_means(stacked, draws, seed)).T, strict=True):
+            bounds[number] = pair
+    return bounds
+
+
+def _name(key: tuple) -> str:
+    return ", ".join(f"{name} {value}" for name, value in zip(_PAIRED, key, strict=True))

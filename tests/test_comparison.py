@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from labkit.comparison import COLUMNS, CONDITION, compare, compare_conditions
+from labkit.errors import LabkitError
+
+
+def rows(values, ability="recall", metric="exact_match", **extra):
+    values = np.asarray(values, float)
+    given = {"ability": ability, "metric": metric, "item": np.arange(len(values)), "value": values, "chance": 0.1}
+    return pd.DataFrame({**given, **extra})
+
+
+def seeded(table, **extra):
+    """Rows of a (seeds, items) table."""
+    return pd.concat([rows(values, seed=seed, **extra) for seed, values in enumerate(table)], ignore_index=True)
+
+
+def stored(table, rung="64x2", compression="dense", params=100, **extra):
+    return seeded(table, rung=rung, compression=compression, sparsity=0.0, params=params, **extra)
+
+
+def only(frame):
+    assert tuple(frame.columns) == COLUMNS and len(frame) == 1
+    return frame.iloc[0]
+
+
+# -- what it computes --------------------------------------------------------------------------------------------------
+
+
+def test_means_and_difference_by_hand():
+    row = only(compare(rows([1, 0, 0, 1]), rows([1, 1, 1, 1])))
+    assert (row.ability, row.metric, row.n_seeds, row.n_items) == ("recall", "exact_match", 1, 4)
+    assert (row.a, row.b, row.difference) == (0.5, 1.0, 0.5)
+
+
+def test_a_constant_difference_has_no_spread():
+    """Pairing takes the items' own spread away, however large it is."""
+    values = np.random.default_rng(0).normal(0, 100, 50)
+    row = only(compare(rows(values), rows(values + 0.25)))
+    assert np.allclose([row.difference, row.low, row.high], 0.25) and row.beyond_noise
+
+
+def test_a_model_does_not_differ_from_itself():
+    row = only(compare(rows([0, 1, 1]), rows([0, 1, 1])))
+    assert (row.difference, row.low, row.high, row.beyond_noise) == (0, 0, 0, False)
+
+
+def test_the_interval_over_items_is_near_the_paired_t_interval():
+    generator = np.random.default_rng(1)
+    a = generator.normal(size=400)
+    b = a + generator.normal(0.05, 1, 400)
+    row = only(compare(rows(a), rows(b), draws=4000))
+    expected = stats.ttest_rel(b, a).confidence_interval(0.95)
+    assert np.allclose([row.low, row.high], expected, atol=0.08 * (expected.high - expected.low))
+    assert row.beyond_noise == (expected.low > 0 or expected.high < 0)
+
+
+def test_the_interval_over_seeds_holds_the_spread_between_seeds():
+    """Where seeds alone differ, the bootstrap's error of the mean is the population spread over sqrt(k)."""
+    shifts = np.array([-0.3, 0.1, 0.0, 0.4, 0.2, -0.1, 0.3, 0.0])
+    a = np.zeros((8, 40))
+    row = only(compare(seeded(a), seeded(a + shifts[:, None]), draws=8000))
+    half = stats.norm.ppf(0.975) * shifts.std() / np.sqrt(8)
+    assert np.allclose([row.low, row.high], [shifts.mean() - half, shifts.mean() + half], atol=0.1 * half)
+    assert (row.n_seeds, row.n_items, row.beyond_noise) == (8, 40, False)
+
+
+def test_swapping_the_sides_turns_the_sign():
+    generator = np.random.default_rng(2)
+    a, b = (seeded(generator.random((3, 30))) for _ in range(2))
+    one, other = only(compare(a, b)), only(compare(b, a))
+    assert np.allclose([one.difference, one.low, one.high], [-other.difference, -other.high, -other.low])
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    generator = np.random.default_rng(3)
+    sides = [pd.concat([rows(generator.normal(size=60), f"ability {i}") for i in range(300)]) for _ in range(2)]
+    noise = compare(*sides, draws=1000)["beyond_noise"].sum()
+    assert stats.binomtest(int(noise), 300, 0.05).pvalue > 0.01
+
+
+def test_order_of_rows_does_not_matter_and_the_first_side_orders_the_result():
+    generator = np.random.default_rng(4)
+    a, b = (
+        pd.concat([rows(generator.random(20), "shift", metric="brier"), rows(generator.random(9), "add")])
+        for _ in range(2)
+    )
+    frame = compare(a, b)
+    assert list(frame["ability"]) == ["shift", "add"] and list(frame["n_items"]) == [20, 9]
+    pd.testing.assert_frame_equal(frame, compare(a, b.sample(frac=1, random_state=0)))
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_one_another():
+    generator = np.random.default_rng(5)
+    a, b = rows(generator.random(30)), rows(generator.random(30))
+    assert only(compare(a, b, seed=1)).low == only(compare(a, b, seed=1)).low != only(compare(a, b, seed=2)).low
+
+
+def test_one_item_has_no_interval():
+    row = only(compare(rows([0]), rows([1])))
+    assert row.difference == 1 and np.isnan(row.low) and np.isnan(row.high) and not row.beyond_noise
+
+
+def test_one_training_seed_each_is_a_pair_whichever_it_is():
+    assert only(compare(rows([0, 1], seed=3), rows([1, 1], seed=4))).difference == 0.5
+    assert only(compare(rows([0, 1], seed=3), rows([1, 1]))).difference == 0.5
+
+
+def test_categories_are_compared_like_strings():
+    a = rows([0, 1, 1]).astype({"ability": "category", "metric": "category"})
+    assert only(compare(a, rows([0, 1, 1]))).difference == 0
+
+
+# -- what it refuses ---------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "item": (rows([0, 1, 1]), rows([0, 1]), "both sides score the same items; got 'the second without ability recall, "
+             "metric exact_match, seed 0, item 2'. Score all."),
+    "ability": (rows([0, 1]), pd.concat([rows([0, 1]), rows([1], "shift")]), "got 'the first without ability shift"),
+    "nan": (rows([0, np.nan]), rows([0, 1]), "every value is finite; got 'the first: .* item 1'. Measure it again."),
+    "duplicate": (rows([0, 1]), pd.concat([rows([0, 1])] * 2), "an item is scored once; got 'the second, twice: .*0'"),
+    "chance": (rows([0, 1]), rows([0, 1], chance=0.2), "same items, at the same chance; got .* Evaluate with one n"),
+    "seeds": (seeded(np.ones((2, 3))), seeded(np.ones((3, 3))),
+              "the same training seeds, or one each; got '0, 1 and 0, 1, 2'. Select those in common."),
+    "ragged": (*[pd.concat([rows([0, 1], seed=0), rows([0], seed=1)])] * 2, "every seed scores the same items"),
+    "empty": (rows([]), rows([1]), "rows on both sides; got 'the first without rows'. Evaluate it first."),
+    "column": (rows([1]), rows([1]).drop(columns="item"), "have their columns; got 'rows without item'. Add them."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_pair_is_refused(case):
+    a, b, message = REFUSED[case]
+    with pytest.raises(LabkitError, match=message):
+        compare(a, b)
+
+
+def test_too_few_draws_are_refused():
+    with pytest.raises(LabkitError, match="draws is at least 100; got 5. Give 100 or more"):
+        compare(rows([1]), rows([1]), draws=5)
+
+
+# -- two stores --------------------------------------------------------------------------------------------------------
+
+
+def test_conditions_in_common_are_compared_each_by_itself_and_by_size():
+    generator = np.random.default_rng(6)
+    tables = generator.random((6, 2, 30))
+    a = pd.concat([
+        stored(tables[0], "64x2", params=100), stored(tables[1], "16x1", params=5),
+        stored(tables[2], "64x2", "drop-layers 1", params=3), stored(tables[2], "96x3"),
+    ])  # fmt: skip
+    b = pd.concat([
+        stored(tables[3], "64x2", params=100), stored(tables[4], "16x1", params=5),
+        stored(tables[5], "64x2", "drop-layers 1", params=3), stored(tables[5], "64x2", "wanda"),
+    ])  # fmt: skip
+    frame = compare_conditions(a, b)
+    assert tuple(frame.columns) == (*CONDITION, *COLUMNS)
+    assert list(frame["rung"] + " " + frame["compression"]) == ["16x1 dense", "64x2 dense", "64x2 drop-layers 1"]
+    assert np.allclose(frame["difference"], [(tables[3 + i] - tables[i]).mean() for i in (1, 0, 2)])
+    alone = compare(stored(tables[0]), stored(tables[3]))
+    pd.testing.assert_frame_equal(frame.loc[[1], list(COLUMNS)].reset_index(drop=True), alone)
+
+
+def test_stores_with_nothing_in_common_are_refused():
+    with pytest.raises(LabkitError, match="share a rung and compression; got '64x2 dense 0.0 and 16x1 dense 0.0'"):
+        compare_conditions(stored([[1]]), stored([[1]], "16x1"))
+    with pytest.raises(LabkitError, match="rows without rung, compression, sparsity, params"):
+        compare_conditions(rows([1]), rows([1]))

@@ -1,0 +1,147 @@
+"""What the notebooks use: the card tells the truth and escapes, figures carry alt text, checks tell right from wrong."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from labkit import notebook
+from labkit.errors import LabkitError
+from labkit.zoo import MANIFEST
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+def share(score, chance, best):
+    return (score - chance) / (best - chance)
+
+
+def magnitude_mask(weight: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """By NumPy, and by counting: a weight stays if at least ⌊size·sparsity⌋ others go before it."""
+    flat = np.abs(weight.numpy()).ravel()
+    before = [sum((f, j) < (g, i) for j, f in enumerate(flat)) for i, g in enumerate(flat)]
+    return torch.tensor(np.array(before).reshape(weight.shape) >= int(flat.size * sparsity))
+
+
+# --- the card --------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_says_what_runs() -> None:
+    lines = notebook.setup(device="cpu", seed=7).lines
+    assert f"torch {torch.__version__.split('+')[0]}" in lines["versions"]
+    assert (lines["device"], lines["seed"]) == ("cpu", "7")
+
+
+def test_the_card_has_the_checksum_of_the_manifest(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(notebook, "artifacts", lambda: tmp_path)
+    assert notebook.setup("cpu").lines["artifacts"] == "none shipped"
+    (tmp_path / MANIFEST).write_text("{}")
+    assert notebook.setup("cpu").lines["artifacts"] == "sha256 44136fa355b3 of manifest.json"  # of "{}"
+
+
+def test_the_card_is_one_line_each_and_escapes() -> None:
+    card = notebook.Card({"<b>": "a & b", "seed": "0"})
+    assert repr(card) == "<b>: a & b\nseed: 0"
+    assert "<th>&lt;b&gt;</th><td>a &amp; b</td>" in card._repr_html_()
+
+
+def test_setup_leaves_the_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+    notebook.setup("cpu", seed=3)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(LabkitError, match=r'a device is "auto", "cpu" or "cuda"; got \'gpu0\'\. Set DEVICE = "auto"'):
+        notebook.setup(device="gpu0")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_absent_is_refused() -> None:
+    assert notebook.setup("auto").lines["device"] == "cpu"
+    with pytest.raises(LabkitError, match="a device is one that this machine has; got 'cuda'"):
+        notebook.setup(device="cuda")
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_show_displays_a_png_with_alt_text_and_closes_it(monkeypatch) -> None:
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw, metadata: shown.append((data, raw, metadata)))
+    figure = plt.figure()
+    notebook.show(figure, "A rising line")
+    ((data, raw, metadata),) = shown
+    assert raw and metadata == {"image/png": {"alt": "A rising line"}}
+    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+    assert data["text/plain"] == "Figure: A rising line"
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_a_figure_without_alt_text_is_refused() -> None:
+    with pytest.raises(LabkitError, match="a figure has alt text; got ' '"):
+        notebook.show(None, " ")
+
+
+def test_zeros_are_left_blank_and_the_scale_is_shared() -> None:
+    figure = notebook.draw_weights({"one": np.array([[0.0, 1.0]]), "two": np.array([[-3.0, 0.0]])})
+    images = [axis.images[0] for axis in figure.axes if axis.images and axis.get_title()]
+    assert [image.get_array().mask.tolist() for image in images] == [[[True, False]], [[False, True]]]
+    assert {image.get_clim() for image in images} == {(-3.0, 3.0)}
+    plt.close(figure)
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("check", "solution"), [(notebook.check_share, share), (notebook.check_magnitude_mask, magnitude_mask)]
+)
+def test_a_check_passes_an_independent_solution(check, solution, capsys) -> None:
+    check(solution)
+    out = capsys.readouterr().out
+    assert "not yet" not in out and out.endswith("5 of 5 right. Well done.\n")
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong", "named"),
+    [
+        (notebook.check_share, lambda s, c, b: s - c, "nats, where the best score is 0"),
+        (notebook.check_share, lambda s, c, b: max(share(s, c, b), 0), "worse than chance"),
+        (notebook.check_magnitude_mask, lambda w, s: w > w.median(), "the signs do not matter"),
+        (notebook.check_magnitude_mask, lambda w, s: w.abs() > w.abs().median(1, keepdim=True).values, "not each row"),
+        (notebook.check_magnitude_mask, lambda w, s: ~magnitude_mask(w, s), "nothing goes at sparsity 0"),
+        (notebook.check_magnitude_mask, lambda w, s: magnitude_mask(w.flip(1), s).flip(1), "of equals the first"),
+        (notebook.check_magnitude_mask, lambda w, s: w * magnitude_mask(w, s), "nothing goes at sparsity 0"),
+    ],
+)
+def test_a_check_names_the_case_that_fails(check, wrong, named, capsys) -> None:
+    check(wrong)
+    out = capsys.readouterr().out
+    assert re.search(rf"\[not yet\] .*{re.escape(named)}", out) and "Well done" not in out
+
+
+def test_a_check_shows_expected_and_received(capsys) -> None:
+    notebook.check_magnitude_mask(lambda weight, sparsity: 1 / 0)
+    expected = "    called with [[-4.0, 1.0], [2.0, -3.0]], 0.5\n    expected [[True, False], [False, True]]"
+    assert f"{expected}, received ZeroDivisionError: division by zero\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_folded_solution_passes_the_check_of_its_notebook(path: Path, capsys) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    solutions = [c.source for c in cells if c.cell_type == "markdown" and "<summary>Solution" in c.source]
+    checks = [m for c in cells if c.cell_type == "code" for m in re.findall(r"lk\.notebook\.(check_\w+)\((\w+)\)", c.source)]
+    assert len(solutions) == len(checks) > 0
+    for solution, (check, function) in zip(solutions, checks, strict=True):
+        names: dict = {"torch": torch}
+        exec(re.search(r"```python\n(.*?)```", solution, re.DOTALL)[1], names)
+        getattr(notebook, check)(names[function])
+        assert "Well done" in capsys.readouterr().out

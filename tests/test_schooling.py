@@ -1,0 +1,145 @@
+"""A ladder, trained and written down on a tiny scale: whole or not at all, once, and taken up where it was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+
+import filelock
+import pytest
+import torch
+
+from labkit import schooling, training
+from labkit.errors import LabkitError
+from labkit.ladder import Rung, ladder
+from labkit.zoo import damaged, load, sha256
+
+PLAN = schooling.Profile("tiny", (("16x1", 1),), tokens=2000, batch=4, length=48)
+NAME = "ladder/16x1/seed-0"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ladder")
+    with quick():
+        schooling._work(PLAN, folder, "cpu")
+        schooling.write_manifest(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def quick() -> Iterator[pytest.MonkeyPatch]:
+    """No compiling, few scored items, and a worker's settings of torch kept from the other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "compiled", lambda model: model)
+        patch.setattr(schooling, "SCORED_ITEMS", 20)
+        patch.setattr(torch, "set_num_threads", lambda n: None)
+        patch.setattr(torch, "set_flush_denormal", lambda on: None)
+        yield patch
+
+
+def test_a_model_stands_in_its_folder_with_nothing_but_safetensors_and_json(trained):
+    assert sorted(p.name for p in (trained / NAME).iterdir()) == ["config.json", "model.safetensors", "training.json"]
+    record = json.loads((trained / NAME / "training.json").read_text())
+    steps = 2000 // (4 * 48)
+    assert (record["rung"], record["seed"], record["params"]) == ("16x1", 0, Rung(16, 1).params)
+    assert (record["steps"], record["tokens"]) == (steps, steps * 4 * 48)
+    assert record["loss_nats"][-1][0] == steps
+    assert {"markov", "recall", "guard"} <= set(record["scores"])
+    assert record["provenance"]["config"]["profile"]["name"] == "tiny"
+
+
+def test_what_was_written_down_loads_and_differs_from_where_it_began(trained):
+    assert damaged(trained) == []
+    model = load(NAME, folder=trained)
+    assert not torch.equal(model.lm_head.weight, Rung(16, 1).build(0).lm_head.weight)
+    listed = json.loads((trained / "manifest.json").read_text())
+    assert "loss_nats" not in listed["models"][NAME]
+    assert listed["files"][f"{NAME}/model.safetensors"] == sha256(trained / NAME / "model.safetensors")
+    assert not any(".training" in name for name in listed["files"])
+
+
+def test_what_is_done_is_not_trained_again(trained, monkeypatch):
+    monkeypatch.setattr(schooling, "_train_one", lambda *_: pytest.fail("trained again"))
+    before = sha256(trained / NAME / "model.safetensors")
+    with quick():
+        schooling._work(PLAN, trained, "cpu")
+    assert sha256(trained / NAME / "model.safetensors") == before
+
+
+class Kill(Exception):
+    pass
+
+
+def test_a_killed_worker_and_its_stale_lock_block_nothing(trained, tmp_path):
+    """Killed in the middle, then taken up by another: the weights are those of an undisturbed training."""
+    (tmp_path / ".training").mkdir()
+    (tmp_path / ".training" / "ladder-16x1-seed-0.lock").write_text("4711")
+    honest = training.answers_only
+    left = iter(range(6))
+
+    def killing(*batch):
+        if next(left, None) is None:
+            raise Kill
+        return honest(*batch)
+
+    with quick() as patch:
+        patch.setattr(training, "LOG_EVERY", 2)
+        patch.setattr(training, "CHECKPOINT_SECONDS", -1)
+        patch.setattr(training.train, "__kwdefaults__", {**training.train.__kwdefaults__, "loss": killing})
+        with pytest.raises(Kill):
+            schooling._work(PLAN, tmp_path, "cpu")
+    assert not (tmp_path / NAME).exists()
+    assert (tmp_path / ".training" / "ladder-16x1-seed-0" / "step-00000006").is_dir()
+    with quick():
+        schooling._work(PLAN, tmp_path, "cpu")
+    a, b = (load(str(folder / NAME)).state_dict() for folder in (trained, tmp_path))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-6, msg=name)
+    assert sorted(p.name for p in (tmp_path / NAME).iterdir()) == ["config.json", "model.safetensors", "training.json"]
+
+
+def test_a_job_in_another_workers_hands_is_left_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(schooling, "_train_one", lambda *_: pytest.fail("taken from another's hands"))
+    (tmp_path / ".training").mkdir()
+    with filelock.FileLock(tmp_path / ".training" / "ladder-16x1-seed-0.lock"), quick():
+        schooling._work(PLAN, tmp_path, "cpu")
+
+
+def test_files_that_are_no_part_of_the_ladder_are_not_listed(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    (tmp_path / "copy" / ".training" / "x.json").write_text("{}")
+    (tmp_path / "copy" / "notes.txt").write_text("")
+    assert set(schooling.write_manifest(tmp_path / "copy")["files"]) == {
+        f"{NAME}/{file}" for file in ("config.json", "model.safetensors", "training.json")
+    }
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "ladder"
+    with pytest.raises(LabkitError, match=f"for the ladder can be written; got '{out} \\(Not a directory\\)'"):
+        schooling.train_ladder(PLAN, out, device="cpu", workers=1)
+
+
+def test_no_workers(tmp_path):
+    with pytest.raises(LabkitError, match="at least one worker is needed; got 0. Give --workers 1"):
+        schooling.train_ladder(PLAN, tmp_path, device="cpu", workers=0)
+
+
+def test_an_unknown_profile():
+    with pytest.raises(LabkitError, match="a known profile is needed; got 'gpu'.*All: cpu, t4, h100"):
+        schooling.profile("gpu")
+
+
+def test_the_profile_that_is_shipped_has_the_ladders_rungs_on_at_least_three_seeds():
+    cpu = schooling.profile("cpu")
+    assert {name for name, _ in cpu.rungs} == {rung.name for rung in ladder()}
+    assert min(seeds for _, seeds in cpu.rungs) >= 3
+
+
+def test_first_seeds_come_first():
+    plan = schooling.Profile("x", (("16x1", 1), ("32x1", 3)), tokens=1)
+    assert [(rung.name, seed) for rung, seed in plan.jobs()] == [("16x1", 0), ("32x1", 0), ("32x1", 1), ("32x1", 2)]
