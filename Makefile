@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab notebooks clean
+.PHONY: help setup run test lab notebooks figures clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +31,9 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 notebooks: $(READY)  ## run every notebook in place and keep its outputs
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False notebooks/*.ipynb
+
+figures: $(READY)  ## draw the README's figure and write its table from the shipped rows
+	@$(BIN)/python docs/figures.py
 
 clean:  ## remove .venv and caches (runs/ holds measurements, and stays)
 	@rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .hypothesis

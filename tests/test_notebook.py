@@ -138,7 +138,8 @@ def test_a_check_shows_expected_and_received(capsys) -> None:
 def test_the_folded_solution_passes_the_check_of_its_notebook(path: Path, capsys) -> None:
     cells = nbformat.read(path, as_version=4).cells
     solutions = [c.source for c in cells if c.cell_type == "markdown" and "<summary>Solution" in c.source]
-    checks = [m for c in cells if c.cell_type == "code" for m in re.findall(r"lk\.notebook\.(check_\w+)\((\w+)\)", c.source)]
+    code = "\n".join(c.source for c in cells if c.cell_type == "code")
+    checks = re.findall(r"lk\.notebook\.(check_\w+)\((\w+)\)", code)
     assert len(solutions) == len(checks) > 0
     for solution, (check, function) in zip(solutions, checks, strict=True):
         names: dict = {"torch": torch}

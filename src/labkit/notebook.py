@@ -54,7 +54,8 @@ def setup(device: str = "auto", seed: int = 0) -> Card:
     device = _device(device)
     here = provenance(config={}, artifacts={}, wall_s=0.0, device=device)
     versions = [f"{name} {here['versions'][name]}" for name in ("python", *_SHOWN) if name in here["versions"]]
-    commit = here["commit"][:12] + (", with changes" if here["dirty"] else "") if here["commit"] else "an installed copy"
+    changes = ", with changes" if here["dirty"] else ""
+    commit = here["commit"][:12] + changes if here["commit"] else "an installed copy"
     listed = artifacts() / MANIFEST
     checksum = f"sha256 {sha256(listed)[:12]} of {MANIFEST}" if listed.is_file() else "none shipped"
     lines = {"versions": ", ".join(versions), "commit": commit, "device": device, "artifacts": checksum}
@@ -89,7 +90,7 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def draw_weights(matrices: Mapping[str, np.ndarray]) -> Figure:
-    """Heatmaps side by side of (outputs, inputs) weights, title -> matrix, on one colour scale; zeros are left white."""
+    """Heatmaps side by side of (outputs, inputs) weights, title -> matrix, on one colour scale, zeros white."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(matrices), figsize=(3.1 * len(matrices), 3.4), sharey=True, layout="constrained")
@@ -103,7 +104,7 @@ def draw_weights(matrices: Mapping[str, np.ndarray]) -> Figure:
 
 
 def check_share(function: Callable) -> None:
-    """Check the exercise ``share(score, chance, best)``: which part of the way from chance to the best score was made."""
+    """Check the exercise ``share(score, chance, best)``: how much of the way from chance to best was made."""
     cases = {
         "at chance": ((0.25, 0.25, 1.0), 0.0),
         "perfect": ((1.0, 0.25, 1.0), 1.0),

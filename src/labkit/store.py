@@ -222,6 +222,7 @@ class Store:
 
         parts = [_read(part) for part in self._parts()] or [SCHEMA.empty_table()]
         with duckdb.connect() as connection:
+            connection.execute("SET enable_progress_bar = false")  # in a notebook it would stay in the output
             connection.register("rows", pa.concat_tables(parts))
             try:
                 return connection.execute(query).df()
