@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
+import os
 import re
 import time
 import tomllib
@@ -146,7 +147,9 @@ class Study:
         store = Store(out, create=True)
         about = store.path / "study.json"
         if not about.exists():
-            about.write_text(json.dumps({"name": self.name, "question": self.question}) + "\n")
+            partial = about.with_name(f".study-{os.getpid()}")  # a report may be read at any moment: whole or not there
+            partial.write_text(json.dumps({"name": self.name, "question": self.question}) + "\n")
+            partial.replace(about)
         loaded: dict[str, PreTrainedModel] = {}  # the last model alone: runs of a model stand together
         with tqdm(total=len(jobs), desc=f"study {self.name}", unit="run", disable=not progress) as bar:
             left = dict(jobs)

@@ -77,8 +77,8 @@ def train(
     norm clipped to 1; bfloat16 autocast on a GPU, float32 on a CPU. With a `folder`, a checkpoint is kept there and a
     killed training resumes from it; when the training is done the checkpoint is removed.
 
-    Raises LabkitError for fewer tokens than one batch, and when the loss or its gradient is no longer finite: the message names the
-    step and the last good checkpoint.
+    Raises LabkitError for fewer tokens than one batch, and when the loss or its gradient is no longer finite: the
+    message names the step and the last good checkpoint.
     """
     steps = tokens // (batch * corpus.length)
     if steps < 1:
