@@ -131,7 +131,7 @@ def ladder(
     profile: Annotated[
         str,
         typer.Option(
-            help="cpu: 24 models of up to 0.34 M parameters, 8 M tokens each, about an hour on two cores. "
+            help="cpu: 24 models of up to 0.34 M parameters, 16 M tokens each, one to two hours on two cores. "
             "t4: 18 of up to 6.4 M, 100 M tokens each. h100: 24 of up to 25.3 M, 200 M tokens each.",
             metavar="cpu|t4|h100",
         ),
