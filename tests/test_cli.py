@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import labkit
 from labkit import cli, doctor, report, schooling
-from labkit.errors import LabkitError
+from labkit.errors import Failure, LabkitError
 from labkit.store import Store
 from labkit.study import Study
 from labkit.verdict import judge
@@ -109,7 +109,7 @@ def test_an_unknown_study_names_the_nearest_and_all_of_them():
     ("key", "value", "message"),
     [
         ("abilities", '["recal"]', "a known ability is needed; got 'recal'. Nearest: recall"),
-        ("compression", '[{criterion = "wandaa", sparsity = 0.5}]', "got 'wandaa'. Nearest: wanda"),
+        ("compression", '[{prune = {criterion = "wandaa", sparsity = 0.5}}]', "got 'wandaa'. Nearest: wanda"),
         ("modles", "[]", "got 'modles'. Nearest: models"),
     ],
 )
@@ -146,7 +146,10 @@ def test_work_that_fails_says_so_in_one_line(measured):
     assert err == "Error: RuntimeError: the [disk] is gone. To see where: labkit --debug ...\n"
 
 
-@pytest.mark.parametrize(("error", "code"), [(LabkitError("a rule", 1, "Do."), 2), (RuntimeError("gone"), 1)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(LabkitError("a rule", 1, "Do."), 2), (Failure("a rule", 1, "Do."), 1), (RuntimeError("gone"), 1)],
+)
 def test_debug_adds_the_traceback_and_keeps_the_exit_code(measured, error, code):
     measured.run = fails_with(error)
     found, _, err = call("--debug", "run", "quick", "--out", "x")

@@ -16,13 +16,15 @@ import pytest
 LAYERS = (  # top first; the words in the comments are what a row is about
     {"cli", "notebook"},  # what a person touches
     {"study", "schooling", "doctor", "report"},  # a grid of runs; training a ladder; the machine; a document
-    {"evaluation", "cost", "store", "verdict", "comparison", "plotting"},  # measure; keep, judge, compare and draw rows
-    {"ladder"},  # one dial
-    {"abilities", "training", "zoo", "pruning", "metrics", "statistics"},  # the subject; formulas
-    {"records", "flops"},  # the row types; counting
+    {"compression"},  # a chain of verbs, as a study writes it
+    # measure and change a model; keep, judge, compare and draw rows
+    {"evaluation", "cost", "distillation", "recovery", "store", "verdict", "emergence", "comparison", "plotting"},
+    {"ladder", "training", "zoo", "contrast"},  # one dial, the only loop, models by name
+    {"abilities", "pruning", "metrics", "divergences", "statistics"},  # the subject; formulas
+    {"records", "flops", "lineage"},  # the row types; counting; what was done to a model
     {"errors"},
 )
-FRAME_HALF = {"errors", "records", "statistics", "store", "verdict", "comparison", "plotting", "report"}
+FRAME_HALF = {"errors", "records", "statistics", "store", "verdict", "emergence", "contrast", "comparison", "plotting", "report"}
 TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors.torch"}
 
 # Inside a package the same rule: these rows at the bottom, every other file in one row above them, `__init__` on top.
@@ -169,8 +171,8 @@ def tree(folder: Path, **sources: str) -> Path:
         ({"store": "from labkit.study import Study"}, ["store imports study: it is not below"]),
         ({"store": "def f():\n    from . import study", "study": ""}, ["store imports study: it is not below"]),
         ({"store": "import labkit.verdict", "verdict": ""}, ["store imports verdict: it is not below"]),
-        ({"zoo": "from .pruning.masks import keep", "pruning__masks": ""},
-         ["zoo imports pruning.masks: it is not below"]),
+        ({"metrics": "from .pruning.masks import keep", "pruning__masks": ""},
+         ["metrics imports pruning.masks: it is not below"]),
         ({"pruning__masks": "from ..errors import LabkitError", "errors": ""}, []),
         ({"pruning__masks": "from .criteria import wanda", "pruning__criteria": ""},
          ["pruning.masks imports pruning.criteria: it is not below"]),

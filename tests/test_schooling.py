@@ -101,11 +101,35 @@ def test_a_killed_worker_and_its_stale_lock_block_nothing(trained, tmp_path):
     assert sorted(p.name for p in (tmp_path / NAME).iterdir()) == ["config.json", "model.safetensors", "training.json"]
 
 
-def test_a_job_in_another_workers_hands_is_left_to_it(tmp_path, monkeypatch):
+def test_a_job_in_another_workers_hands_is_left_to_it_and_waited_for(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(schooling, "_train_one", lambda *_: pytest.fail("taken from another's hands"))
     (tmp_path / ".training").mkdir()
+    waited = []
+
+    def other_finishes(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            shutil.copytree(trained / NAME, tmp_path / NAME)
+
+    monkeypatch.setattr(schooling.time, "sleep", other_finishes)
     with filelock.FileLock(tmp_path / ".training" / "ladder-16x1-seed-0.lock"), quick():
         schooling._work(PLAN, tmp_path, "cpu")
+    assert len(waited) == 3
+
+
+def test_killed_while_it_is_scored_a_model_is_not_trained_again(trained, tmp_path):
+    from labkit import evaluation
+
+    with quick() as patch:
+        patch.setattr(evaluation, "evaluate", lambda *_, **__: (_ for _ in ()).throw(Kill))
+        with pytest.raises(Kill):
+            schooling._work(PLAN, tmp_path, "cpu")
+    with quick() as patch:
+        patch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
+        schooling._work(PLAN, tmp_path, "cpu")
+    one, other = (json.loads((folder / NAME / "training.json").read_text()) for folder in (trained, tmp_path))
+    assert one["loss_nats"] == other["loss_nats"] and one["scores"] == other["scores"]
+    assert sorted(p.name for p in (tmp_path / NAME).iterdir()) == ["config.json", "model.safetensors", "training.json"]
 
 
 def test_files_that_are_no_part_of_the_ladder_are_not_listed(trained, tmp_path):

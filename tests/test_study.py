@@ -15,7 +15,7 @@ import pytest
 
 from labkit.errors import LabkitError
 from labkit.records import ItemRow, columns
-from labkit.study import Compression, Study, studies
+from labkit.study import MEASURING, Study, code_hash, studies
 
 TINY = """
 question = "Does it run?"
@@ -25,12 +25,10 @@ abilities = ["recall", "facts"]
 items = 20
 
 [[compression]]
-criterion = "wanda"
-sparsity = 0.5
+prune = { criterion = "wanda", sparsity = 0.5 }
 
 [[compression]]
-criterion = "magnitude"
-pattern = "2:4"
+prune = { criterion = "magnitude", pattern = "2:4" }
 """
 
 
@@ -112,13 +110,25 @@ def test_a_local_folder_is_a_rung_of_its_own(tmp_path):
     assert set(frame["rung"]) == {"mine"} and set(frame["seed"]) == {0}
 
 
-def test_names_and_nominal_sparsity():
-    assert Compression("wanda", 0.5).name == "wanda"
-    assert (Compression("wanda", pattern="2:4").name, Compression("wanda", pattern="2:4").nominal_sparsity) == (
-        "wanda 2:4",
-        0.5,
-    )
-    assert (Compression(drop_layers=1).name, Compression(drop_layers=1).nominal_sparsity) == ("drop-layers 1", 0.0)
+def test_a_corrected_ability_has_an_address_of_its_own(tiny, monkeypatch):
+    study = Study.load(tiny)
+    dense, pruned = (study._config("ladder/16x1/seed-0", one) for one in (None, study.compressions[0]))
+    assert dense["code"] == code_hash(*MEASURING) != pruned["code"]
+
+
+def test_the_hash_of_code_is_of_what_it_does(tmp_path, monkeypatch):
+    """Comments, docstrings and layout do not count; a constant does."""
+    monkeypatch.setattr("labkit.study.__file__", str(tmp_path / "study.py"))
+
+    def hashed(source: str) -> str:
+        (tmp_path / "metrics.py").write_text(source)
+        code_hash.cache_clear()
+        return code_hash("metrics")
+
+    first = hashed('"""What."""\ndef f(x):\n    """Doc."""\n    return x + 1\n')
+    assert first == hashed('"""Other."""\n\ndef f(x):  # why\n    return (x\n            + 1)\n')
+    assert first != hashed("def f(x):\n    return x + 2\n")
+    code_hash.cache_clear()
 
 
 def test_the_shipped_studies_load():
@@ -136,8 +146,8 @@ def test_the_shipped_studies_load():
         (('"wanda"', '"wonda"'), "known criterion is needed; got 'wonda'. Nearest: wanda"),
         (("sparsity = 0.5", "sparsity = 1.5"), "sparsity"),
         (('"2:4"', '"4:2"'), "pattern"),
-        (("sparsity = 0.5", "sparcity = 0.5"), "known key of a compression is needed; got 'sparcity'. Nearest: sparsity"),
-        (('criterion = "wanda"', "drop_layers = 1\ncriterion = 'wanda'"), "either a criterion or drop_layers"),
+        (("sparsity = 0.5", "sparcity = 0.5"), "known argument of prune is needed; got 'sparcity'. Nearest: sparsity"),
+        (("prune = ", "prone = "), "known verb of a compression is needed; got 'prone'. Nearest: prune"),
         (("items = 20", "items = "), "a study is a TOML file"),
         (('question = "Does it run?"', ""), "a study names question"),
     ],

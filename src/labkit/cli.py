@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from labkit.errors import LabkitError, unknown
+from labkit.errors import Failure, LabkitError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ class _Verbs(TyperGroup):
         except (typer.Abort, BrokenPipeError):
             raise
         except LabkitError as error:
-            cause, code, message = error, BAD_INPUT, str(error)
+            cause, code, message = error, FAILED if isinstance(error, Failure) else BAD_INPUT, str(error)
         except KeyboardInterrupt:
             _console(stderr=True).print(Text(_stopped(ctx.invoked_subcommand)), soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None

@@ -21,6 +21,10 @@ class LabkitError(ValueError):
         self.rule, self.received, self.remedy = rule, received, remedy
 
 
+class Failure(LabkitError):
+    """Work that was well asked for and could not be finished: the command line ends with 1, not with 2."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> LabkitError:
     """The error for a name that is not in a list: the nearest names first, then all of them."""
     known = list(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import filelock
 
-from labkit.errors import LabkitError, unknown
+from labkit.errors import Failure, LabkitError, unknown
 from labkit.ladder import Rung
-from labkit.zoo import MANIFEST, sha256
+from labkit.zoo import MANIFEST, load, sha256
 
 SCORED_ITEMS, SCORED_SEED = 2000, 0
+WAIT_S = 2  # between looks at models that another process is training
+TRAINED = "trained.json"  # stands beside weights that are final but not yet scored
 SPARE_FILES = ("generation_config.json",)  # written by save_pretrained, of no use to a model without an end token
 
 
@@ -96,7 +99,7 @@ def train_ladder(plan: Profile, out: Path | str, *, device: str = "auto", worker
         process.join()
     missing = [name for name in map(_name, plan.jobs()) if not (out / name / "training.json").exists()]
     if missing:
-        raise LabkitError("every model of the profile gets trained", f"missing: {', '.join(missing)}", "See the errors above.")
+        raise Failure("every model of the profile gets trained", f"missing: {', '.join(missing)}", "See the errors above.")
     write_manifest(out)
     shutil.rmtree(out / ".training", ignore_errors=True)
     return [_name(job) for job in plan.jobs()]
@@ -124,21 +127,25 @@ def _name(job: tuple[Rung, int]) -> str:
 
 
 def _work(plan: Profile, out: Path, device: str) -> None:
-    """One worker: take every job that is neither done nor in another worker's hands."""
+    """One worker: take every job that is neither done nor in another worker's hands, until all are done.
+
+    What another holds is waited for: if it is killed, its lock falls and its job is taken up here.
+    """
     import torch
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     locks = out / ".training"
     locks.mkdir(exist_ok=True)
-    for job in plan.jobs():
-        lock = filelock.FileLock(locks / f"{_name(job).replace('/', '-')}.lock", timeout=0)
-        try:
-            with lock:
+    while left := [job for job in plan.jobs() if not (out / _name(job) / "training.json").exists()]:
+        for job in left:
+            lock = filelock.FileLock(locks / f"{_name(job).replace('/', '-')}.lock", timeout=0)
+            with contextlib.suppress(filelock.Timeout), lock:
                 if not (out / _name(job) / "training.json").exists():
                     _train_one(plan, job, out, device)
-        except filelock.Timeout:
-            continue
+                    break  # look again from the start: another worker may have been killed
+        else:
+            time.sleep(WAIT_S)
 
 
 def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> None:
@@ -150,16 +157,25 @@ def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> 
     rung, seed = job
     name, begun = _name(job), time.monotonic()
     partial = out / ".training" / name.replace("/", "-")
-    model = rung.build(seed).to(device)
-    done = train(
-        model,
-        corpus(seed, plan.length),
-        plan.tokens,
-        batch=plan.batch,
-        learning_rate=rung.learning_rate,
-        folder=partial,
-        label=f"{rung.name} seed {seed}",
-    )
+    if (partial / TRAINED).exists():  # killed while it was scored
+        model, done = load(str(partial)).to(device), json.loads((partial / TRAINED).read_text())
+    else:
+        model = rung.build(seed).to(device)
+        done = dataclasses.asdict(
+            train(
+                model,
+                corpus(seed, plan.length),
+                plan.tokens,
+                batch=plan.batch,
+                learning_rate=rung.learning_rate,
+                folder=partial,
+                label=f"{rung.name} seed {seed}",
+            )
+        )
+        model.save_pretrained(partial)
+        for spare in SPARE_FILES:
+            (partial / spare).unlink(missing_ok=True)
+        (partial / TRAINED).write_text(json.dumps(done) + "\n")
     rows = evaluate(model, abilities(), n=SCORED_ITEMS, seed=SCORED_SEED, progress=False)
     means = rows.groupby(["ability", "metric"], sort=False)["value"].mean().round(4)
     config = {"profile": dataclasses.asdict(plan), "rung": rung.name, "seed": seed}
@@ -167,14 +183,12 @@ def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> 
         "rung": rung.name,
         "params": rung.params,
         "seed": seed,
-        **dataclasses.asdict(done),
+        **done,
         "scores": {ability: means[ability].to_dict() for ability in means.index.unique(0)},
         "provenance": provenance(config, {}, time.monotonic() - begun, _device_name(device)),
     }
-    model.to("cpu").save_pretrained(partial)
-    for spare in SPARE_FILES:
-        (partial / spare).unlink(missing_ok=True)
     (partial / "training.json").write_text(json.dumps(record) + "\n")
+    (partial / TRAINED).unlink()
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     partial.rename(out / name)
 

@@ -22,7 +22,7 @@ import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labkit.errors import LabkitError
+from labkit.errors import Failure, LabkitError
 from labkit.records import ItemRow, columns
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ SCHEMA = pa.schema([pa.field(f.name, _ARROW[f.type], nullable=False) for f in da
 
 _STRINGS = [field.name for field in SCHEMA if field.type == pa.string()]
 _READ = pa.schema([f.with_type(pa.dictionary(pa.int32(), f.type)) if f.name in _STRINGS else f for f in SCHEMA])
+# Items count up, and values are float32 in a float64 column: a third smaller than without encodings.
+_ENCODINGS = {"item": "DELTA_BINARY_PACKED", "value": "BYTE_STREAM_SPLIT"}
+_COMPACT = {"compression": "zstd", "compression_level": 9, "use_dictionary": _STRINGS, "column_encoding": _ENCODINGS}
 _MARKER = "store.json"
 _TEMPORARY = ".part-"
 _STALE_S = 3600.0  # a part is written in seconds: older temporaries belong to a process that was killed
@@ -182,7 +185,7 @@ class Store:
             raise LabkitError(f"rows of run {run} carry its name", min(others), "Set the column `run`.")
         buffer = pa.BufferOutputStream()
         table = table.replace_schema_metadata({_METADATA: footer})
-        pq.write_table(table, buffer, compression="zstd", use_dictionary=_STRINGS, write_page_checksum=True)
+        pq.write_table(table, buffer, write_page_checksum=True, **_COMPACT)
         part = self._part(run)
         with _disk(part):
             part.parent.mkdir(exist_ok=True)
@@ -273,7 +276,8 @@ def _disk(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = _REMEDIES.get(error.errno, "Choose a folder you may write to.")
-        raise LabkitError(f"a store needs to write to {path}", error.strerror or str(error), remedy) from error
+        kind = Failure if error.errno in _REMEDIES else LabkitError  # a full disk is nobody's bad input
+        raise kind(f"a store needs to write to {path}", error.strerror or str(error), remedy) from error
 
 
 def _write(data: bytes | pa.Buffer, final: Path) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import fnmatch
+import functools
+import hashlib
 import json
 import os
 import re
@@ -14,70 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from labkit.compression import Compression
 from labkit.errors import LabkitError, unknown
 from labkit.records import DENSE
 from labkit.store import Store, provenance, run_id
 from labkit.zoo import load, manifest, sha256
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 STUDIES = Path(__file__).parent / "studies"
 CALIBRATION_SEQUENCES = 128
+RECOVERY_SEED = 2_000_000  # far from the streams of training (the model's seed) and of calibration (1,000,000 and up)
+MEASURING = ("abilities", "metrics", "evaluation")  # the modules that decide the rows of a dense model
 WAIT_S = 0.5  # between looks at runs that another process has taken
-
-
-@dataclasses.dataclass(frozen=True)
-class Compression:
-    """One way to make a model smaller: a criterion with a sparsity or a pattern, or a number of layers to drop.
-
-    Attributes
-    ----------
-    criterion, sparsity, pattern: as in `labkit.prune`.
-    drop_layers: how many blocks `labkit.drop_layers` takes away, by block influence.
-    """
-
-    criterion: str | None = None
-    sparsity: float | None = None
-    pattern: str | None = None
-    drop_layers: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.criterion is None) == (self.drop_layers is None):
-            raise LabkitError(
-                "a compression has either a criterion or drop_layers",
-                dataclasses.asdict(self),
-                'Write e.g. criterion = "wanda" with sparsity = 0.5, or drop_layers = 1.',
-            )
-        if self.criterion is not None:
-            from labkit.pruning import check_prune
-
-            check_prune(self.criterion, self.sparsity, self.pattern)
-
-    @property
-    def name(self) -> str:
-        """What the column `compression` says, e.g. "wanda", "wanda 2:4", "drop-layers 1"."""
-        if self.drop_layers is not None:
-            return f"drop-layers {self.drop_layers}"
-        return self.criterion if self.pattern is None else f"{self.criterion} {self.pattern}"
-
-    @property
-    def nominal_sparsity(self) -> float:
-        """Fraction of zeros asked for in the prunable matrices."""
-        if self.pattern is not None:
-            kept, of = map(int, self.pattern.split(":"))
-            return 1 - kept / of
-        return self.sparsity or 0.0
-
-    def apply(self, model: PreTrainedModel, calibration: Tensor, seed: int) -> PreTrainedModel:
-        """A new, compressed model."""
-        from labkit.pruning import drop_layers, prune
-
-        if self.drop_layers is not None:
-            return drop_layers(model, model.config.num_hidden_layers - self.drop_layers, calibration=calibration)
-        return prune(model, self.criterion, self.sparsity, self.pattern, calibration, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +77,7 @@ class Study:
             written = tomllib.loads(path.read_text())
         except ValueError as error:
             raise LabkitError("a study is a TOML file", f"{path}: {error}", "Mend it at the place named.") from None
-        compressions = tuple(_build(Compression, each) for each in written.pop("compression", []))
+        compressions = tuple(one for each in written.pop("compression", []) for one in Compression.expand(each))
         lists = {key: tuple(value) if isinstance(value, list) else value for key, value in written.items()}
         return _build(cls, {"name": path.stem, **lists, "compressions": compressions})
 
@@ -174,11 +127,12 @@ class Study:
         return {
             "model": model,
             "weights": _weights(model),
-            "compression": None if compression is None else dataclasses.asdict(compression),
+            "compression": None if compression is None else {verb: dict(asked) for verb, asked in compression.steps},
             "calibration": None if compression is None else [CALIBRATION_SEQUENCES, self.seed],
             "abilities": [repr(ability) for ability in abilities(*self.abilities)],
             "items": self.items,
             "seed": self.seed,
+            "code": code_hash(*MEASURING, *(compression.modules if compression is not None else ())),
         }
 
     def _measure(
@@ -191,6 +145,7 @@ class Study:
         from labkit.flops import non_embedding_params
 
         name, compression = job
+        rung, seed = _origin(name)
         begun = time.monotonic()
         if name not in loaded:
             loaded.clear()
@@ -198,9 +153,9 @@ class Study:
         model = loaded[name]
         if compression is not None:
             calibration = torch.from_numpy(corpus(self.seed).calibration(CALIBRATION_SEQUENCES)).to(model.device)
-            model = compression.apply(model, calibration, self.seed)
+            # Recovery sees rows of a stream of its own, and random masks differ between the seeds of a rung.
+            model = compression.apply(model, calibration, corpus(RECOVERY_SEED + seed), self.seed + seed)
         rows = evaluate(model, abilities(*self.abilities), self.items, self.seed, progress=False)
-        rung, seed = _origin(name)
         rows = rows.assign(
             run=run,
             model=name,
@@ -218,6 +173,25 @@ class Study:
 def studies() -> tuple[str, ...]:
     """Names of the shipped studies."""
     return tuple(sorted(path.stem for path in STUDIES.glob("*.toml")))
+
+
+@functools.cache
+def code_hash(*names: str) -> str:
+    """Hash of what modules of labkit do: their syntax trees, without docstrings; comments and layout do not count.
+
+    It stands in every run's address, so that rows of an ability, metric or criterion since corrected are not taken for
+    rows of the present one.
+    """
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for name in names:
+        paths = sorted((root / name).glob("*.py")) if (root / name).is_dir() else [root / f"{name}.py"]
+        for path in paths:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                    node.body = node.body[1:] or [ast.Pass()]
+            digest.update(f"{path.name}:{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _build(kind: type, values: dict[str, Any]) -> Any:
