@@ -106,7 +106,7 @@ def run(
     from labkit.verdict import judge
 
     console, verdicts = _console(), judge(store.frame())
-    path = write_report(store.path)
+    path = write_report(store.path, verdicts=verdicts)
     console.print(Text(plan.question, "bold"))
     for table in _verdict_tables(verdicts):
         console.print(table)

@@ -61,7 +61,9 @@ _PAGE = """<!DOCTYPE html>
 """
 
 
-def write_report(folder: str | Path, out: str | Path | None = None, rule: Rule = Rule()) -> Path:
+def write_report(
+    folder: str | Path, out: str | Path | None = None, rule: Rule = Rule(), verdicts: pd.DataFrame | None = None
+) -> Path:
     """Write the report of a store, whole or not at all: an earlier report stays until the new one is complete.
 
     Parameters
@@ -69,6 +71,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, rule: Rule =
     folder : a store; its ``study.json``, if there, gives the name of the study and its question.
     out : the page, by default ``report.html`` in `folder`.
     rule : what the rows are judged by.
+    verdicts : what `judge` says of the store's rows by that rule, where it has been asked already.
 
     Returns
     -------
@@ -85,7 +88,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, rule: Rule =
         remedy = f"Measure some first: labkit run quick --out {folder}."
         raise LabkitError("a report needs rows", f"a store without any, {str(folder)!r}", remedy)
     try:
-        verdicts = judge(rows, rule=rule)
+        verdicts = judge(rows, rule=rule) if verdicts is None else verdicts
     except LabkitError as error:
         remedy = f"Finish the run, with the command that began it, and report again. What is missing: {error}"
         raise LabkitError("a report needs rows that can be judged", str(folder), remedy) from error

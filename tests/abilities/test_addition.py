@@ -9,6 +9,7 @@ from labkit.abilities import Addition
 from labkit.abilities import vocabulary as V
 from labkit.abilities.addition import held_out
 from labkit.abilities.vocabulary import spell
+from labkit.errors import LabkitError
 from labkit.records import BRIER, EXACT_MATCH, IGNORE, NLL_NATS, TOKEN_ACCURACY
 
 
@@ -73,3 +74,8 @@ def test_chance_is_that_of_a_spread_guess_digit_by_digit():
         np.testing.assert_allclose(Addition().chance(metric, items), seen, rtol=1e-6)
     carry = answers[:, 3].mean()
     assert abs(carry - 0.5) < 4 * 0.5 / np.sqrt(len(items))
+
+
+def test_one_digit_is_refused():
+    with pytest.raises(LabkitError, match="at least two digits; got 1. Give digits=2"):
+        Addition(digits=1)

@@ -8,6 +8,7 @@ import scipy.stats
 
 from labkit.abilities import Facts
 from labkit.abilities import vocabulary as V
+from labkit.errors import LabkitError
 from labkit.records import IGNORE
 
 
@@ -45,3 +46,10 @@ def test_training_shows_facts_by_the_declared_frequencies():
     entity, relation = rows.tokens[:, 1::2] - V.SYMBOLS.start, rows.tokens[:, 2::2] - V.RELATIONS.start
     seen = np.bincount((len(V.RELATIONS) * entity + relation).ravel(), minlength=64)
     assert scipy.stats.chisquare(seen, facts.frequencies() * seen.sum()).pvalue > 1e-4
+
+
+def test_more_facts_than_two_symbols_can_spell_are_refused():
+    assert len(np.unique(Facts(count=32_768).sample(500, 0).tokens, axis=0)) == 500
+    for count in (0, 32_769):
+        with pytest.raises(LabkitError, match=rf"lies in 1..32768, .*; got {count}. Give count=32768 or less"):
+            Facts(count=count)

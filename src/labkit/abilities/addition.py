@@ -8,6 +8,7 @@ import numpy as np
 
 from labkit.abilities import vocabulary as V
 from labkit.abilities.base import Ability, Draws, Items, Rows
+from labkit.errors import LabkitError
 from labkit.records import BRIER, EXACT_MATCH, IGNORE, NLL_NATS, TOKEN_ACCURACY
 
 PRIME, FACTOR = 97, 37  # the pair (a, b) is held out when (FACTOR·a + b) mod PRIME is divisible by ten
@@ -27,6 +28,10 @@ class Addition(Ability):
 
     digits: int = 3
     weight: float = dataclasses.field(default=0.15, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.digits < 2:  # with one, some summands have no partner on the test's side
+            raise LabkitError("addition is of numbers with at least two digits", self.digits, "Give digits=2 or more.")
 
     @property
     def name(self) -> str:

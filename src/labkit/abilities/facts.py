@@ -9,6 +9,7 @@ import numpy as np
 
 from labkit.abilities import vocabulary as V
 from labkit.abilities.base import Ability, Draws, Rows, queries
+from labkit.errors import LabkitError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,12 @@ class Facts(Ability):
 
     count: int = 512
     weight: float = dataclasses.field(default=0.12, kw_only=True)
+
+    def __post_init__(self) -> None:
+        most = len(V.SYMBOLS) ** 2 * len(V.RELATIONS)
+        if not 1 <= self.count <= most:
+            rule = f"the number of facts lies in 1..{most}, for an entity has at most two symbols"
+            raise LabkitError(rule, self.count, f"Give count={most} or less.")
 
     @property
     def name(self) -> str:
