@@ -26,7 +26,7 @@ test: $(READY)  ## every test, and every notebook run and compared with its stor
 		--nbval-sanitize-with tests/notebooks/sanitize.cfg
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	@$(BIN)/jupyter lab --notebook-dir notebooks
+	@$(BIN)/jupyter lab --notebook-dir notebooks $(if $(filter 0,$(shell id -u)),--allow-root)  # root: in a container
 
 notebooks: $(READY)  ## run every notebook in place and keep its outputs
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 \

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -11,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from labkit.errors import LabkitError
 from labkit.flops import training_flops_per_token
+from labkit.pruning.ledger import hold
 from labkit.records import IGNORE
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ class Training:
     Attributes
     ----------
     steps, tokens: optimiser steps, and tokens shown (answers or not).
-    flops: nominal floating-point operations, 3 × forward × tokens (`labkit.flops`).
+    flops: nominal floating-point operations, 3 × forward × tokens, less where weights are frozen (`labkit.flops`).
     seconds: wall time spent in the loop, earlier parts of a resumed run included.
     loss_nats: ((step, mean loss over the steps since the last one), …).
     """
@@ -74,11 +77,13 @@ def train(
     """Train `model` in place, on the device it is on, for about `tokens` tokens.
 
     AdamW (β .9, .98; weight decay .1 on matrices), warm-up over 100 steps, linear decay over the last 40 %, gradient
-    norm clipped to 1; bfloat16 autocast on a GPU, float32 on a CPU. With a `folder`, a checkpoint is kept there and a
-    killed training resumes from it; when the training is done the checkpoint is removed.
+    norm clipped to 1; bfloat16 autocast on a GPU, float32 on a CPU. Pruned weights (`labkit.pruning.ledger`) stay
+    zero, and frozen ones as they are: a `peft` model trains its adapters. With a `folder`, a checkpoint is kept there
+    and a killed training resumes from it; when the training is done the checkpoint is removed.
 
-    Raises LabkitError for fewer tokens than one batch, and when the loss or its gradient is no longer finite: the
-    message names the step and the last good checkpoint.
+    Raises LabkitError for fewer tokens than one batch, for a checkpoint of another training (another label, corpus,
+    model, …: the message names what differs), and when the loss or its gradient is no longer finite: the message names
+    the step and the last good checkpoint.
     """
     steps = tokens // (batch * corpus.length)
     if steps < 1:
@@ -86,8 +91,10 @@ def train(
             f"a training takes at least one batch of {batch} × {corpus.length} tokens", tokens, "Raise tokens."
         )
     device = next(model.parameters()).device
+    zero_pruned = hold(model)
     optimizer = _optimizer(model, learning_rate)
-    first, seconds, history = _resume(folder, model, optimizer)
+    identity = _identity(model, corpus, {"label": label, "steps": steps, "batch": batch, "learning rate": learning_rate})
+    first, seconds, history = _resume(folder, model, optimizer, identity)
     rate = lambda step: learning_rate * min(1, (step + 1) / 100, (steps - step) / (0.4 * steps))  # noqa: E731
     forward = compiled(model)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -95,33 +102,34 @@ def train(
 
     begun = saved = time.monotonic()
     recent: list[torch.Tensor] = []
-    bar = tqdm(total=steps * batch * corpus.length, initial=first * batch * corpus.length, desc=label, unit="tok",
-               unit_scale=True, mininterval=2, smoothing=0.05)  # fmt: skip
-    for step, (rows, labels) in enumerate(corpus.batches(batch, steps, first), start=first):
-        rows, labels = (torch.from_numpy(x).to(device, non_blocking=True) for x in (rows, labels))
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step)
-        with autocast:
-            value = loss(forward, rows, labels)
-        value.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        recent.append(torch.where(norm.isfinite(), value.detach(), norm))  # either one spoils the weights
-        bar.update(rows.numel())
-        if len(recent) == LOG_EVERY or step + 1 == steps:
-            history.append((step + 1, _mean_if_finite(recent, step, folder)))
-            recent = []
-            bar.set_postfix(loss_nats=f"{history[-1][1]:.3f}")
-            if folder is not None and step + 1 < steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                saved = time.monotonic()
-                _save(Path(folder), model, optimizer, (step + 1, seconds + saved - begun, history))
-    bar.close()
+    shown = steps * batch * corpus.length
+    with tqdm(total=shown, initial=first * batch * corpus.length, desc=label, unit="tok", unit_scale=True,
+              mininterval=2, smoothing=0.05) as bar:  # fmt: skip
+        for step, (rows, labels) in enumerate(corpus.batches(batch, steps, first), start=first):
+            rows, labels = (torch.from_numpy(x).to(device, non_blocking=True) for x in (rows, labels))
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+            with autocast:
+                value = loss(forward, rows, labels)
+            value.backward()
+            zero_pruned()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            recent.append(torch.where(norm.isfinite(), value.detach(), norm))  # either one spoils the weights
+            bar.update(rows.numel())
+            if len(recent) == LOG_EVERY or step + 1 == steps:
+                history.append((step + 1, _mean_if_finite(recent, step, folder)))
+                recent = []
+                bar.set_postfix(loss_nats=f"{history[-1][1]:.3f}")
+                if folder is not None and step + 1 < steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    saved = time.monotonic()
+                    _save(Path(folder), model, optimizer, (step + 1, seconds + saved - begun, history, identity))
+    zero_pruned.settle()
     model.eval()
     if folder is not None:
         for old in (*_checkpoints(Path(folder)), Path(folder) / PARTIAL):
             shutil.rmtree(old, ignore_errors=True)
-    shown = steps * batch * corpus.length
     flops = float(training_flops_per_token(model, corpus.length) * shown)
     return Training(steps, shown, flops, seconds + time.monotonic() - begun, tuple(history))
 
@@ -138,7 +146,8 @@ def compiled(model: PreTrainedModel) -> Callable:
 
 def _optimizer(model: PreTrainedModel, learning_rate: float) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
-    embeddings = {id(p) for e in (model.get_input_embeddings(), model.get_output_embeddings()) for p in e.parameters()}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings = {id(p) for end in ends if end is not None for p in end.parameters()}
     decays = lambda p: p.ndim >= 2 and id(p) not in embeddings  # noqa: E731
     groups = [
         {"params": [p for p in trained if decays(p)], "weight_decay": 0.1},
@@ -170,33 +179,54 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _save(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: tuple) -> None:
-    step, seconds, history = state
+    step, seconds, history, identity = state
     old, new = _checkpoints(folder), folder / f"step-{step:08d}"
     partial = folder / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial / "model.safetensors")
+    save_model(model, str(partial / "model.safetensors"))  # weights that are tied are written once
     moments = {
         f"{number}.{name}": value.contiguous()
         for number, moment in optimizer.state_dict()["state"].items()
         for name, value in moment.items()
     }
     save_file(moments, partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps({"step": step, "seconds": seconds, "history": history}))
+    written = {"step": step, "seconds": seconds, "history": history, "training": identity}
+    (partial / "state.json").write_text(json.dumps(written))
     partial.rename(new)
     for path in old:
         shutil.rmtree(path)
 
 
+def _identity(model: PreTrainedModel, corpus: Corpus, asked: dict[str, object]) -> dict[str, str]:
+    """What makes this training the one it is; a checkpoint of another one must not be resumed.
+
+    A loss is a function, which nothing can tell from another: whoever hands one in says so in the label.
+    """
+    source = repr(corpus) if dataclasses.is_dataclass(corpus) else f"{type(corpus).__qualname__}({corpus.length})"
+    shapes = [(name, [*p.shape], p.requires_grad) for name, p in model.named_parameters()]
+    digest = lambda text: hashlib.sha256(text.encode()).hexdigest()[:16]  # noqa: E731
+    return {
+        **{key: str(value) for key, value in asked.items()},
+        "corpus": digest(re.sub(r" at 0x[0-9a-f]+", "", source)),  # an object's place in memory is not what it is
+        "model": digest(repr(shapes)),
+        "masks": digest(json.dumps(getattr(model.config, "labkit_masks", None), sort_keys=True)),
+    }
+
+
 def _resume(
-    folder: Path | str | None, model: PreTrainedModel, optimizer: torch.optim.Optimizer
+    folder: Path | str | None, model: PreTrainedModel, optimizer: torch.optim.Optimizer, identity: dict[str, str]
 ) -> tuple[int, float, list[tuple[int, float]]]:
     """Load the last checkpoint, if there is one: (first step to do, seconds spent, loss history)."""
     found = _checkpoints(Path(folder)) if folder is not None else []
     if not found:
         return 0, 0.0, []
     state = json.loads((found[-1] / "state.json").read_text())
-    model.load_state_dict(load_file(found[-1] / "model.safetensors"))
+    kept = state.get("training", identity)  # absent in checkpoints of labkit 0.1.0, which are taken on trust
+    if other := [f"{key} {kept.get(key)}, not {value}" for key, value in identity.items() if kept.get(key) != value]:
+        remedy = "Give a folder of its own to each training, or remove this one to begin anew."
+        raise LabkitError("a checkpoint is resumed by the training it is of", f"{found[-1]}: {'; '.join(other)}", remedy)
+    load_model(model, found[-1] / "model.safetensors")
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(found[-1] / "optimizer.safetensors").items():
         number, name = key.split(".", 1)

@@ -1,19 +1,49 @@
-"""Finding a model's decoder blocks and their matrices, and walking over them with calibration tokens."""
+"""Finding a model's decoder blocks and the matrices in them that pruning may touch; what calibration tokens must be."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from labkit.errors import LabkitError
 
 MICRO_BATCH_TOKENS = 8_192
 """Calibration tokens in one forward pass: what the memory for activations grows with."""
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """A matrix that pruning may touch, wherever and however its module stores it.
+
+    Attributes
+    ----------
+    name: the module's, e.g. ``"model.layers.0.mlp.down_proj"``; of fused experts that of the stored tensor and the
+        number of the expert, e.g. ``"model.layers.0.mlp.experts.down_proj.3"``.
+    key: name of the stored tensor in the model's state dict. Several experts share one.
+    module: it is called with the inputs. parameter: its attribute that holds the tensor.
+    expert: which of fused experts, or None.
+    """
+
+    name: str
+    key: str
+    module: nn.Module
+    parameter: str
+    expert: int | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """(outputs, inputs), a view of the stored tensor: writing to it changes the model."""
+        stored = getattr(self.module, self.parameter).detach()
+        if self.expert is not None:
+            return stored[self.expert]
+        return stored.T if isinstance(self.module, Conv1D) else stored
 
 
 def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -29,34 +59,84 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     )
 
 
-def matrices(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Name -> linear layer, for every matrix inside the decoder blocks, in order. What pruning may touch.
+def matrices(model: PreTrainedModel) -> dict[str, Matrix]:
+    """Name -> matrix, for every matrix inside the decoder blocks, in order. What pruning may touch.
 
-    Embeddings and the output head stand outside the blocks. Raises LabkitError, with the name, if a block holds a
-    matrix in another kind of module: leaving it dense silently would make the sparsity asked for a wrong number.
+    That is: `torch.nn.Linear`, GPT-2's `Conv1D`, and each expert of fused experts. Embeddings and the output head stand
+    outside the blocks. The router of a mixture of experts is a matrix too and **stays dense**, as in the literature: it
+    is tiny, and decides who sees a token. Raises LabkitError, with name, class and reason, if a block holds a matrix in
+    another form: leaving it dense silently would make the sparsity asked for a wrong number.
     """
-    found = {}
     prefix, blocks = decoder_blocks(model)
-    for name, module in blocks.named_modules(prefix=prefix):
-        if isinstance(module, nn.Linear):
-            found[name] = module
+    return {
+        name: matrix for i, block in enumerate(blocks) for name, matrix in block_matrices(f"{prefix}.{i}", block).items()
+    }
+
+
+def block_matrices(prefix: str, block: nn.Module) -> dict[str, Matrix]:
+    """`matrices` of one block, whose name is ``prefix``."""
+    found, routers = {}, _routers(block)
+    for name, module in block.named_modules(prefix=prefix):
+        if module in routers:
+            continue
+        if is_fused(module):
+            for parameter in ("gate_up_proj", "down_proj"):
+                key = f"{name}.{parameter}"
+                experts = range(len(getattr(module, parameter)))
+                found |= {f"{key}.{e}": Matrix(f"{key}.{e}", key, module, parameter, e) for e in experts}
         elif any(p.ndim > 1 for p in module.parameters(recurse=False)):
-            raise LabkitError(
-                "only matrices in torch.nn.Linear can be pruned",
-                f"{name}, a {type(module).__name__}",
-                "Use an architecture whose blocks are made of torch.nn.Linear.",
-            )
+            if not isinstance(module, nn.Linear | Conv1D):
+                why = "its matrices are stored in a form whose inputs are not known"
+                raise _unsupported(name, module, why)
+            found[name] = Matrix(name, f"{name}.weight", module, "weight")
+    for name, matrix in found.items():
+        if matrix.weight.dtype not in DTYPES:
+            raise _unsupported(name, matrix.module, f"its weights are {matrix.weight.dtype}, not floating point")
     return found
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether these are fused experts in the layout of Mixtral: (experts, outputs, inputs), gate above up, no bias."""
+    parameters = dict(module.named_parameters(recurse=False))
+    return (
+        parameters.keys() == {"gate_up_proj", "down_proj"}
+        and all(p.ndim == 3 for p in parameters.values())
+        and not getattr(module, "is_transposed", True)
+        and hasattr(module, "_apply_gate")
+    )
+
+
+def _routers(block: nn.Module) -> set[nn.Module]:
+    """Modules that stand beside fused experts and hold one row for each of them."""
+    found = set()
+    for parent in block.modules():
+        children = list(parent.children())
+        for experts in filter(is_fused, children):
+            rows = len(experts.down_proj)
+            found |= {c for c in children if getattr(c, "weight", None) is not None and len(c.weight) == rows}
+    return found
+
+
+def _unsupported(name: str, module: nn.Module, why: str) -> LabkitError:
+    return LabkitError(
+        "only matrices in torch.nn.Linear, Conv1D or fused experts can be pruned",
+        f"{name}, a {type(module).__name__}: {why}",
+        "Use an architecture whose blocks are made of these, in float32, bfloat16 or float16.",
+    )
 
 
 def sparsity(model: PreTrainedModel) -> float:
     """Fraction of zeros in the prunable matrices, 0..1."""
-    weights = [linear.weight for linear in matrices(model).values()]
+    weights = [matrix.weight for matrix in matrices(model).values()]
     return 1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
 
 
 def check_calibration(model: PreTrainedModel, calibration: Tensor | None, purpose: str) -> Tensor:
-    """The tokens, on the model's device. Raises LabkitError unless int64 (sequences, time) of its vocabulary."""
+    """The tokens, on the model's device. Raises LabkitError unless int64 (sequences, time) of its vocabulary, unpadded.
+
+    Any token of the config's ``pad_token_id`` counts as padding; where that is also the token that ends a text, two of
+    them in a row do.
+    """
     remedy = "Give int64 tokens (sequences, time) from the model's own vocabulary, never padded."
     if calibration is None:
         raise LabkitError(f"{purpose} needs calibration tokens", calibration, remedy)
@@ -70,44 +150,21 @@ def check_calibration(model: PreTrainedModel, calibration: Tensor | None, purpos
     if low < 0 or high >= vocabulary:
         rule = f"calibration tokens lie in the vocabulary, 0..{vocabulary - 1}"
         raise LabkitError(rule, f"tokens {low}..{high}", remedy)
+    config = model.config.get_text_config()
+    if (pad := getattr(config, "pad_token_id", None)) is not None:
+        padded = calibration == pad
+        ends = (getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None))
+        if any(pad in end if isinstance(end, list) else pad == end for end in ends):
+            padded = padded[:, 1:] & padded[:, :-1]
+        if rows := int(padded.any(1).sum()):
+            received = f"the padding token {pad} in {rows} of {len(calibration)} sequences"
+            raise LabkitError("calibration tokens are never padded", received, remedy)
     return calibration.to(model.device)
 
 
 def micro_batches(tokens: Tensor) -> Sequence[Tensor]:
     """Split (sequences, time) so that one part holds about `MICRO_BATCH_TOKENS`, at least one sequence."""
     return tokens.split(max(1, MICRO_BATCH_TOKENS // tokens.shape[1]))
-
-
-@torch.no_grad()
-def walk(model: PreTrainedModel, tokens: Tensor) -> Iterator[dict[str, Tensor]]:
-    """Yield, block by block, the norms of the inputs of each of its matrices: name -> (inputs,) fp32.
-
-    The norm of input j is ‖X_j‖₂ over all calibration tokens. When the caller comes back for the next block, the
-    last one is run again: whatever was done to its weights is what the next block sees.
-    Raises LabkitError, with the block's name, if its output is not finite. The model must be in eval mode.
-    """
-    prefix, blocks = decoder_blocks(model)
-    batches = micro_batches(tokens)
-    hidden = [_hidden_of(*_calls(model, blocks[:1], batch)[0]) for batch in batches]
-    # What else a block is given (masks, positions) may differ between blocks, but depends on the batch's shape alone.
-    calls = {len(batch): _calls(model, blocks, batch) for batch in (batches[0], batches[-1])}
-    for number, block in enumerate(blocks):
-        name = f"{prefix}.{number}"
-        linears = {n: module for n, module in block.named_modules(prefix=name) if isinstance(module, nn.Linear)}
-        squares: dict[str, Tensor] = {}
-        handles = [module.register_forward_pre_hook(_adds_squares(squares, n)) for n, module in linears.items()]
-        try:
-            for x in hidden:
-                check_finite(_run(block, x, calls[len(x)][number]), name)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if unseen := linears.keys() - squares.keys():
-            rule = "every matrix takes part in the forward pass of the calibration tokens"
-            raise LabkitError(rule, ", ".join(sorted(unseen)), "Give more calibration sequences.")
-        yield {matrix: total.sqrt() for matrix, total in squares.items()}
-        if number + 1 < len(blocks):
-            hidden = [_run(block, x, calls[len(x)][number]) for x in hidden]
 
 
 def check_finite(hidden: Tensor, block: str) -> None:
@@ -118,46 +175,3 @@ def check_finite(hidden: Tensor, block: str) -> None:
             f"NaN or infinity after block {block}",
             "Check the weights, and use bfloat16 or float32 if they are float16.",
         )
-
-
-class _Reached(Exception):
-    """Leaves a forward pass that has gone far enough."""
-
-
-def _calls(model: PreTrainedModel, blocks: Sequence[nn.Module], tokens: Tensor) -> list[tuple[tuple, dict[str, Any]]]:
-    """The arguments (args, kwargs) the model gives to each of its first ``blocks``; later ones are not run."""
-    calls: list[tuple[tuple, dict[str, Any]]] = []
-
-    def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
-        if len(calls) == len(blocks):
-            raise _Reached
-
-    handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
-    try:
-        with contextlib.suppress(_Reached):
-            model(input_ids=tokens, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-def _hidden_of(args: tuple, kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def _run(block: nn.Module, hidden: Tensor, call: tuple[tuple, dict[str, Any]]) -> Tensor:
-    """Output (batch, time, width) of a block for ``hidden`` in place of what it was called with."""
-    args, kwargs = call
-    rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-    output = block(hidden, *args[1:], **rest)
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _adds_squares(squares: dict[str, Tensor], name: str) -> Callable[[nn.Linear, tuple], None]:
-    def hook(module: nn.Linear, args: tuple) -> None:
-        total = args[0].detach().flatten(0, -2).float().square().sum(0)  # (batch, time, inputs) -> (inputs,)
-        squares[name] = squares[name] + total if name in squares else total
-
-    return hook

@@ -5,12 +5,14 @@ Every importance has the same form ``(model, calibration, generator) -> scores``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from labkit.errors import LabkitError
 from labkit.pruning import blocks
 
 
@@ -44,9 +46,48 @@ def block_influence(model: PreTrainedModel, calibration: Tensor | None, generato
     return 1 - cosines / tokens.numel()
 
 
+@torch.no_grad()
+def loss(model: PreTrainedModel, calibration: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Mean next-token loss without the block − mean next-token loss with it, nats per token. In eval mode.
+
+    A block is removed by handing on its input; the calibration tokens are run once for each block, and once more.
+    Raises LabkitError for missing or unfit ``calibration`` (sequences, time ≥ 2), and for a loss that is not finite.
+    Source: Kim et al. 2024, *Shortened LLaMA* (arXiv 2402.02834), which ranks blocks by the perplexity without them.
+    """
+    tokens = blocks.check_calibration(model, calibration, "importance 'loss'")
+    if tokens.shape[1] < 2:
+        rule = "a next-token loss needs sequences of at least 2 tokens"
+        raise LabkitError(rule, tuple(tokens.shape), "Give longer calibration sequences.")
+    prefix, layers = blocks.decoder_blocks(model)
+
+    def mean_loss(without: str) -> float:
+        total = 0.0
+        for batch in blocks.micro_batches(tokens):
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+            total += nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
+        if not math.isfinite(total):
+            rule = "calibration losses are finite"
+            remedy = "Check the weights, and use bfloat16 or float32 if they are float16."
+            raise LabkitError(rule, f"{total} without {without}", remedy)
+        return total / (tokens.numel() - len(tokens))
+
+    def hands_on(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+        before = args[0] if args else kwargs["hidden_states"]
+        return (before, *output[1:]) if isinstance(output, tuple) else before
+
+    dense, losses = mean_loss("any change"), []
+    for number, block in enumerate(layers):
+        handle = block.register_forward_hook(hands_on, with_kwargs=True)
+        try:
+            losses.append(mean_loss(f"{prefix}.{number}"))
+        finally:
+            handle.remove()
+    return torch.tensor(losses, dtype=torch.float64) - dense
+
+
 def random(model: PreTrainedModel, calibration: Tensor | None, generator: torch.Generator) -> Tensor:
     """Uniform scores: the control."""
     return torch.rand(len(blocks.decoder_blocks(model)[1]), generator=generator)
 
 
-IMPORTANCES = (block_influence, random)
+IMPORTANCES = (block_influence, loss, random)

@@ -1,14 +1,19 @@
-"""Making tensors physically smaller. Works in place on a copy that the caller has made."""
+"""Making models physically smaller: fewer decoder blocks, or smaller tensors in each."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Sequence
 
-from torch import nn
-from transformers import PreTrainedModel
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedConfig
+from transformers.initialization import no_init_weights
 
 from labkit.errors import LabkitError
-from labkit.pruning import blocks
+from labkit.pruning import anatomy, blocks
+from labkit.pruning.anatomy import Kept, Sizes
 
 
 def check_keep(model: PreTrainedModel, keep: int) -> None:
@@ -20,12 +25,16 @@ def check_keep(model: PreTrainedModel, keep: int) -> None:
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Keep the decoder blocks with these numbers, in their order in the model; the config is brought in line.
+    """Keep the decoder blocks with these numbers, in their order in the model; in place, the config is brought in line.
 
     ``layer_idx`` of what remains is renumbered: it is where a layer finds its keys and values in the cache.
+    Raises LabkitError for a GPT-2 whose attention is scaled by the number of its layer: it would change when saved.
     """
     kept = sorted(kept)
     config = model.config.get_text_config()
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        rule = "layers can be dropped where attention does not depend on the layer's number"
+        raise LabkitError(rule, "scale_attn_by_inverse_layer_idx=True", "Use a GPT-2 without it.")
     name, old = blocks.decoder_blocks(model)
     new = nn.ModuleList(old[i] for i in kept)
     model.set_submodule(name, new)
@@ -36,3 +45,134 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = [config.layer_types[i] for i in kept]
     config.num_hidden_layers = len(kept)
+
+
+@torch.no_grad()
+def keep_units(model: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedModel:
+    """A new model of the same class that has only these heads, neurons and hidden dimensions, block by block.
+
+    ``kept`` names, for each block, what stays of it; the width is the same in all of them. transformers builds the new
+    model from the new config, so that whatever it derives from sizes is right, and takes every tensor strictly.
+    Raises LabkitError where the config cannot state the new sizes.
+    """
+    sizes = anatomy.sizes_of(model)
+    after = _sizes_after(sizes, kept[0])
+    config = check_units(model, kept[0])
+    tensors = {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, (number, axes) in anatomy.axes_of(model).items():
+        tensors[name] = _sliced(parameters[name].detach(), axes, kept[number or 0], sizes)
+    if anatomy.family_of(config).root_width_embeddings:
+        _keep_embedding_scale(model, tensors, (sizes.width / after.width) ** 0.5)
+    with no_init_weights(), torch.device(model.device):
+        new = type(model)(config)
+    expected = {name: tuple(p.shape) for name, p in new.named_parameters(remove_duplicate=False)}
+    if wrong := [name for name in tensors.keys() | expected if shape_of(tensors, name) != expected.get(name)]:
+        name = min(wrong)
+        raise LabkitError(
+            "the config builds a model with the tensors that are kept",
+            f"{name} of {shape_of(tensors, name)} for {expected.get(name)}",
+            "Keep other numbers of heads, neurons or hidden dimensions.",
+        )
+    new.load_state_dict(tensors, strict=False, assign=True)  # persistent buffers, if any, are the new model's own
+    new.tie_weights()
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(parameters[name].requires_grad)
+    new.generation_config = copy.deepcopy(model.generation_config)
+    return new.train(model.training)
+
+
+def check_units(model: PreTrainedModel, kept: Kept) -> PreTrainedConfig:
+    """The config of what stays. Raises LabkitError where the architecture's config cannot state it."""
+    sizes = anatomy.sizes_of(model)
+    return resized(model.config, sizes, _sizes_after(sizes, kept))
+
+
+def resized(config: PreTrainedConfig, sizes: Sizes, after: Sizes) -> PreTrainedConfig:
+    """A copy of the config with the sizes ``after`` in place of ``sizes``, as far as they differ.
+
+    Raises LabkitError, with the architecture and the reason, where the config cannot state them.
+    """
+    family, new = anatomy.family_of(config), copy.deepcopy(config)
+    wanted = f"{after.heads} heads of size {after.head_size} with width {after.width}"
+    if not family.own_head_size and after.width != after.heads * after.head_size:
+        raise LabkitError(
+            f"the config of {family.name} has no head size of its own: the width is heads · {after.head_size}",
+            wanted,
+            f"Shrink both, e.g. heads={after.heads} with width={after.heads * after.head_size}.",
+        )
+    if family.heads_divide_width and after.width % after.heads:
+        raise LabkitError(
+            f"the config of {family.name} demands a width that its number of heads divides",
+            wanted,
+            "Keep another number of heads, or another width.",
+        )
+    if getattr(config, "alibi", False) and after.heads != sizes.heads:
+        raise LabkitError(
+            f"heads of {family.name} with ALiBi cannot be removed: the number of a head sets its slope",
+            wanted,
+            "Keep all heads.",
+        )
+    if after.neurons != sizes.neurons:
+        setattr(new, family.neurons, after.neurons)
+    if (after.heads, after.width) != (sizes.heads, sizes.width):
+        new.num_attention_heads, new.hidden_size = after.heads, after.width
+        if sizes.neurons == after.neurons:
+            setattr(new, family.neurons, after.neurons)  # GPT-2 left it out: it would follow the width
+        if family.groups is not None:
+            shared = after.groups if getattr(config, family.groups) == sizes.groups else after.heads
+            setattr(new, family.groups, shared)  # Falcon's multi-query attention does not look at its field
+        if family.own_head_size:
+            new.head_dim = after.head_size
+        if sizes.embedding == sizes.width and hasattr(config, "word_embed_proj_dim"):
+            new.word_embed_proj_dim = after.width
+    try:
+        type(new).from_dict(new.to_dict())
+    except Exception as error:  # huggingface_hub's errors share no base but this
+        reason = str(error).strip().splitlines()[-1].strip()
+        rule = f"transformers accepts the config of {family.name}"
+        raise LabkitError(rule, f"{wanted}: {reason}", "Keep other numbers of heads or hidden dimensions.") from error
+    return new
+
+
+def shape_of(tensors: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
+    """The shape of a tensor, None if there is none."""
+    return tuple(tensors[name].shape) if name in tensors else None
+
+
+def _sizes_after(sizes: Sizes, kept: Kept) -> Sizes:
+    width = len(kept.width)
+    return dataclasses.replace(
+        sizes,
+        heads=len(kept.heads),
+        groups=len(anatomy.groups_of(kept, sizes)),
+        neurons=kept.neurons.shape[1],
+        width=width,
+        embedding=width if sizes.embedding == sizes.width else sizes.embedding,
+    )
+
+
+def _sliced(tensor: Tensor, axes: Sequence[anatomy.Axis | None], kept: Kept, sizes: Sizes) -> Tensor:
+    """A copy of what stays of a tensor, its axes running over ``axes``."""
+    for dim, axis in enumerate(axes):
+        if axis is None:
+            continue
+        positions = axis(kept, sizes).to(tensor.device)
+        if positions.ndim == 2:  # each expert keeps its own
+            tensor = torch.stack([t.index_select(dim - 1, p) for t, p in zip(tensor, positions, strict=True)])
+        else:
+            tensor = tensor.index_select(dim, positions)
+    return tensor.clone()
+
+
+def _keep_embedding_scale(model: PreTrainedModel, tensors: dict[str, Tensor], factor: float) -> None:
+    """Undo that a smaller width also means embeddings multiplied by a smaller √width.
+
+    The embeddings grow by ``factor``; where the output head shares them, its input, the last norm, shrinks by it.
+    A norm of Gemma multiplies by 1 + weight.
+    """
+    embedding, head, norm = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+    tensors[embedding] = tensors[embedding] * factor
+    if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+        tensors[head] = tensors[embedding]
+        tensors[norm] = (1 + tensors[norm]) / factor - 1
