@@ -28,7 +28,11 @@ FRAME_HALF = {"errors", "records", "statistics", "store", "verdict", "emergence"
 TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors.torch"}
 
 # Inside a package the same rule: these rows at the bottom, every other file in one row above them, `__init__` on top.
-PACKAGES: dict[str, tuple[set[str], ...]] = {"abilities": ({"base"}, {"vocabulary"}), "pruning": ({"blocks"},)}
+PACKAGES: dict[str, tuple[set[str], ...]] = {
+    "abilities": ({"base"}, {"vocabulary"}),
+    "plotting": ({"style"},),
+    "pruning": ({"blocks"},),
+}
 
 PLACED = set().union(*LAYERS)
 SOURCE = Path(__file__).parents[1] / "src" / "labkit"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas
@@ -23,6 +24,12 @@ COLUMNS = ("ability", "metric", "item", "value", "chance")
 CPU_BATCH_TOKENS, BATCH_TOKENS = 2_048, 16_384
 """Tokens in one forward pass: on a CPU few enough for activations to stay in its cache, elsewhere enough to fill it."""
 
+MAX_WORKERS = 8
+"""Batches scored at once on a CPU. Between two operations a worker holds Python's one lock, so more would queue for it."""
+
+_Batch = tuple[Items, np.ndarray, np.ndarray]
+"""Items, the numbers of rows of one length, and (metrics, items) float64 values to write to at those rows."""
+
 
 def evaluate(
     model: PreTrainedModel,
@@ -37,7 +44,9 @@ def evaluate(
     Parameters
     ----------
     model
-        Any causal language model of `transformers`. Its weights, device and training mode are left as they are.
+        Any causal language model of `transformers`. Its weights, device and training mode are left as they are. On a
+        CPU as many batches are scored at once as torch has threads, each in a thread of its own, so a hook on the model
+        must bear that; after ``torch.set_num_threads(1)``, or under ``torch.autocast``, one follows the other.
     suite
         Abilities with different names, e.g. ``labkit.abilities()``. Each is scored by its own ``metrics``.
     n, seed
@@ -60,64 +69,92 @@ def evaluate(
     if batch_tokens is None:
         batch_tokens = CPU_BATCH_TOKENS if model.device.type == "cpu" else BATCH_TOKENS
     _check(suite, n, batch_tokens)
+    questions = [(ability, ability.sample(n, seed)) for ability in suite]
+    for ability, items in questions:
+        _check_vocabulary(model, ability, items)
+    metrics = {name: _metric(name) for ability in suite for name in ability.metrics}
+    values = [np.empty((len(ability.metrics), len(items)), dtype=np.float64) for ability, items in questions]
+    batches = [
+        ([metrics[name] for name in ability.metrics], (items, rows, out))
+        for (ability, items), out in zip(questions, values, strict=True)
+        for rows in _equal_length_batches(items.lengths, batch_tokens)
+    ]
+    short = "logits_to_keep" in inspect.signature(model.forward).parameters
     was_training = model.training
     model.eval()
     try:
-        frames = [
-            _score(model, ability, ability.sample(n, seed), batch_tokens)
-            for ability in tqdm(suite, desc="evaluate", unit="ability", disable=not progress)
-        ]
+        with tqdm(total=sum(map(len, (items for _, items in questions))), desc="evaluate", unit="item",
+                  disable=not progress) as bar:  # fmt: skip
+            for scored in _side_by_side(lambda batch: _score(model, *batch, short), batches, _workers(model, batches)):
+                bar.update(scored)
     finally:
         model.train(was_training)
-    return pandas.concat(frames, ignore_index=True)
+    return _frame(questions, values)
 
 
-def _score(model: PreTrainedModel, ability: Ability, items: Items, batch_tokens: int) -> pandas.DataFrame:
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    largest = int(max(items.tokens.max(), items.labels.max()))
-    if largest >= vocabulary:
-        raise LabkitError(
-            f"the model's vocabulary holds every token of ability {ability.name!r}",
-            f"token {largest}, vocabulary of {vocabulary}",
-            "Use a model with labkit's vocabulary, e.g. a shipped rung.",
-        )
-    metrics = [_metric(name) for name in ability.metrics]
-    values = np.empty((len(metrics), len(items.index)), dtype=np.float64)
-    for rows in _equal_length_batches(items.lengths, batch_tokens):
-        length = items.lengths[rows[0]]
-        tokens = torch.from_numpy(items.tokens[rows, :length]).to(model.device)
-        labels = torch.from_numpy(items.labels[rows, :length]).to(model.device)
-        logits, labels = _answer_logits(model, tokens, labels)
+def _workers(model: PreTrainedModel, batches: Sequence) -> int:
+    # Autocast belongs to the thread that entered it: another would silently score in another precision.
+    if model.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return 1
+    return min(torch.get_num_threads(), MAX_WORKERS, len(batches))
+
+
+def _side_by_side(task: Callable, arguments: Sequence, workers: int) -> Iterator:
+    """``map(task, arguments)``, the results in order, by threads that share out torch's own.
+
+    Two batches on a thread each are faster than two threads on each operation of one: operations of small models are
+    too short to be worth handing out and waiting for.
+    """
+    if workers == 1:
+        yield from map(task, arguments)
+        return
+    threads = torch.get_num_threads()
+    try:
+        # `set_num_threads` speaks for the calling thread, and for those not yet begun
+        with ThreadPoolExecutor(workers, "evaluate", torch.set_num_threads, (threads // workers,)) as pool:
+            yield from pool.map(task, arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _score(model: PreTrainedModel, metrics: list[Callable], batch: _Batch, short: bool) -> int:
+    """Write the values of one batch; how many items it has."""
+    items, rows, values = batch
+    length = items.lengths[rows[0]]
+    tokens = torch.from_numpy(items.tokens[rows, :length]).to(model.device)
+    labels = torch.from_numpy(items.labels[rows, :length]).to(model.device)
+    with torch.inference_mode():  # of this thread alone
+        logits, labels = _answer_logits(model, tokens, labels, short)
         if not torch.isfinite(logits).all():
-            received = f"NaN or infinity on ability {ability.name!r}"
+            received = f"NaN or infinity on ability {items.ability!r}"
             raise LabkitError("logits are finite", received, "Check the weights and their dtype.")
         values[:, rows] = torch.stack([metric(logits, labels) for metric in metrics]).cpu().numpy()
-    frames = [
-        pandas.DataFrame(
-            {
-                "ability": ability.name,
-                "metric": metric.__name__,
-                "item": items.index,
-                "value": value,
-                "chance": ability.chance(metric.__name__, items),
-            },
-            columns=COLUMNS,
-        )
-        for metric, value in zip(metrics, values, strict=True)
-    ]
-    return pandas.concat(frames, ignore_index=True)
+    return len(rows)
 
 
-@torch.inference_mode()
-def _answer_logits(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _frame(questions: list[tuple[Ability, Items]], values: list[np.ndarray]) -> pandas.DataFrame:
+    """One frame of everything: making one for each metric costs more than the metrics."""
+    blocks = [(ability, items, name) for ability, items in questions for name in ability.metrics]
+    sizes = [len(items) for _, items, _ in blocks]
+    columns = (
+        np.repeat(np.array([ability.name for ability, _, _ in blocks], dtype=object), sizes),
+        np.repeat(np.array([name for _, _, name in blocks], dtype=object), sizes),
+        np.concatenate([items.index for _, items, _ in blocks]),
+        np.concatenate([of_ability.ravel() for of_ability in values]),
+        np.concatenate([ability.chance(name, items) for ability, items, name in blocks]),
+    )
+    return pandas.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
+
+
+def _answer_logits(model: PreTrainedModel, tokens: Tensor, labels: Tensor, short: bool) -> tuple[Tensor, Tensor]:
     """Logits and labels (items, tail) of the last positions, from the first label of any item on.
 
     Answers stand at the end of items, so the output head and every softmax see the short tail only.
     """
     first = int((labels != IGNORE).any(0).to(torch.uint8).argmax())
     tail = labels.shape[1] - first
-    short = {"logits_to_keep": tail} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    logits = model(input_ids=tokens, use_cache=False, **short).logits
+    keep = {"logits_to_keep": tail} if short else {}
+    logits = model(input_ids=tokens, use_cache=False, **keep).logits
     return logits[:, -tail:], labels[:, first:]
 
 
@@ -131,6 +168,17 @@ def _equal_length_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np
         rows = np.flatnonzero(lengths == length)
         size = max(1, batch_tokens // int(length))
         yield from (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def _check_vocabulary(model: PreTrainedModel, ability: Ability, items: Items) -> None:
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    largest = int(max(items.tokens.max(), items.labels.max()))
+    if largest >= vocabulary:
+        raise LabkitError(
+            f"the model's vocabulary holds every token of ability {ability.name!r}",
+            f"token {largest}, vocabulary of {vocabulary}",
+            "Use a model with labkit's vocabulary, e.g. a shipped rung.",
+        )
 
 
 def _metric(name: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -14,10 +14,14 @@ TRAINING_PASSES = 3
 
 def non_embedding_params(model: PreTrainedModel) -> int:
     """Parameters outside the token and position embeddings and the output head, zeros included."""
+    return sum(p.numel() for p in _inner(model))
+
+
+def _inner(model: PreTrainedModel) -> list[nn.Parameter]:
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     head = model.get_output_embeddings()
     embeddings |= {id(p) for p in head.parameters()} if head is not None else set()
-    return sum(p.numel() for p in model.parameters() if id(p) not in embeddings)
+    return [p for p in model.parameters() if id(p) not in embeddings]
 
 
 def forward_flops_per_token(model: PreTrainedModel, time: int) -> int:
@@ -36,5 +40,14 @@ def forward_flops_per_token(model: PreTrainedModel, time: int) -> int:
 
 
 def training_flops_per_token(model: PreTrainedModel, time: int) -> int:
-    """FLOPs per token of one training step: three times the forward pass."""
-    return TRAINING_PASSES * forward_flops_per_token(model, time)
+    """FLOPs per token of one training step: three times the forward pass, less 2 for every weight that is frozen.
+
+    A frozen weight has no gradient of its own, but the gradient of its inputs goes on to what lies below: training
+    adapters beside frozen matrices costs two thirds of training the matrices, not next to nothing. (That the lowest
+    trained layer need not pass a gradient on is not counted.)
+    """
+    frozen = sum(p.numel() for p in _inner(model) if not p.requires_grad)
+    head = model.get_output_embeddings()
+    if head is not None and not head.weight.requires_grad:
+        frozen += head.weight.numel()
+    return TRAINING_PASSES * forward_flops_per_token(model, time) - 2 * frozen

@@ -1,12 +1,215 @@
-"""Arithmetic of uncertainty on arrays: a hierarchical bootstrap over seeds and items, and the Jeffreys interval."""
+"""Arithmetic of uncertainty on arrays of (seeds, items): intervals, tests of equivalence, and many tests at once."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 _CHUNK = 2_000_000  # weights held at once: 16 MB of float64
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Means of some variables over seeds × items, and how uncertain they are.
+
+    Attributes
+    ----------
+    mean : (..., variables).
+    seeds : (..., variables, variables) covariance of the means between seeds, the noise of their own items included;
+        it has n_seeds − 1 degrees of freedom.
+    items : the same size, what items that are hard for every seed add to it. It may be negative, where they add nothing.
+    n_seeds, n_items : of each seed.
+    """
+
+    mean: np.ndarray
+    seeds: np.ndarray
+    items: np.ndarray
+    n_seeds: int
+    n_items: int
+
+    @classmethod
+    def of(cls, values: ArrayLike) -> Spread:
+        """Spread of (..., variables, seeds, items) scores, item i being the same question to every seed.
+
+        The sums of squares of the two-way table with random seeds and random items: with mean squares S between seeds,
+        I between items and E of what is left, the variance of the mean is (S + I − E) / (seeds · items), S for `seeds`
+        and I − E for `items`. Fewer than two seeds give NaN: what seeds differ by cannot be known from one.
+
+        Source: Searle, Casella & McCulloch (1992), Variance Components, §4.3.
+        """
+        values = np.asarray(values, dtype=float)
+        seeds, items = values.shape[-2:]
+        mean = values.mean(axis=(-2, -1))
+        if seeds < 2:
+            unknown = np.full((*mean.shape, mean.shape[-1]), np.nan)
+            return cls(mean, unknown, unknown, seeds, items)
+        of_seeds, of_items = (values.mean(axis=axis) - mean[..., None] for axis in (-1, -2))
+        between = _products(of_seeds) / (seeds * (seeds - 1))
+        if items < 2:
+            return cls(mean, between, np.zeros_like(between), seeds, items)
+        rest = values - of_seeds[..., None] - of_items[..., None, :] - mean[..., None, None]
+        noise = _products(rest.reshape(*mean.shape, -1)) / (seeds * items * (seeds - 1) * (items - 1))
+        return cls(mean, between, _products(of_items) / (items * (items - 1)) - noise, seeds, items)
+
+    def along(self, weights: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean of a weighted sum of the variables, its variance between seeds, and what items add (at least 0)."""
+        weights = np.asarray(weights, dtype=float)
+        seeds, items = (np.einsum("...i,...ij,...j->...", weights, part, weights) for part in (self.seeds, self.items))
+        return (self.mean * weights).sum(axis=-1), np.maximum(seeds, 0), np.maximum(items, 0)
+
+    def quantiles(self, level: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Two-sided t quantiles, for the variance between seeds and for that of items."""
+        upper = (1 + np.asarray(level)) / 2
+        seeds = special.stdtrit(max(self.n_seeds - 1, 1), upper)
+        return seeds, special.stdtrit(max(self.n_items - 1, 1), upper)
+
+
+def _products(deviations: np.ndarray) -> np.ndarray:
+    """(..., variables, n) -> sums of products (..., variables, variables)."""
+    return deviations @ deviations.swapaxes(-1, -2)
+
+
+def _unseen(spread: Spread, level: float | np.ndarray, unit: float) -> np.ndarray:
+    """How far a mean may be off through items of which there was not one: −ln(α/2) of seeds · items, each of `unit`.
+
+    This is the exact limit of a proportion after no success, 1 − (α/2)^(1/n) ≈ −ln(α/2)/n: without it, seeds that agree
+    on every item would have an interval of no width. Next to a few dozen flips it vanishes.
+    """
+    return unit * -np.log((1 - np.asarray(level)) / 2) / (spread.n_seeds * spread.n_items)
+
+
+def mean_interval(spread: Spread, weights: ArrayLike, level: float = 0.95, unit: float = 0.0) -> np.ndarray:
+    """Interval of the mean of a weighted sum of the variables, over new seeds and new items: (2, ...), low then high.
+
+    The half-width is √(t²·V_seeds + z²·V_items + u²), each variance with the quantile of its own degrees of freedom.
+
+    Parameters
+    ----------
+    weights : (..., variables). level : in (0, 1).
+    unit : how much one item's score may change at most, 1 for a fraction; 0 leaves out u, the allowance for what none
+        of the items has shown (scores without bounds, and those that are never exactly equal).
+
+    Notes
+    -----
+    Squares of half-widths are added, after Graybill & Wang (1980, J. Am. Stat. Assoc. 75, 869), because one t with the
+    degrees of freedom of Satterthwaite covers too little (91 % for 95) when both parts matter and there are 3 seeds.
+    """
+    mean, seeds, items = spread.along(weights)
+    t, z = spread.quantiles(level)
+    half = np.sqrt(t**2 * seeds + z**2 * items + _unseen(spread, level, unit) ** 2)
+    return np.stack([mean - half, mean + half])
+
+
+def ratio_interval(
+    spread: Spread, over: ArrayLike, under: ArrayLike, level: float = 0.95, unit: float = 0.0
+) -> np.ndarray:
+    """Interval of a ratio of two means, paired by seed and item: (2, ...), low then high.
+
+    Fieller's: all ratios ρ for which the mean of (numerator − ρ · denominator) is within its `mean_interval` of 0.
+    Where the denominator itself is not told from 0, such ratios have no bounds, and both are NaN.
+
+    In simulations (`labkit.simulation`; 3 to 20 seeds, 300 to 2,000 items, dense scores .3 to 1, retention differing by 0
+    to .15 between seeds) its 95 % interval held the truth in 93 to 98 % of cases, where the percentile bootstrap
+    over seeds, then items, has 79, 85 and 90 % with 3, 5 and 8 seeds. Two exceptions: nearly no item flips (up to 100 %)
+    and seeds so skewed that most sit at a ceiling and a few fall far (91 to 93 %; no interval sees a rare failure in
+    seeds that do not show it).
+
+    Parameters
+    ----------
+    over, under : (..., variables) weights of the numerator and of the denominator.
+    level, unit : as in `mean_interval`.
+
+    Source: Fieller (1954), J. R. Stat. Soc. B 16, 175; Franz (2007), arXiv:0710.2024.
+    """
+    over, under = np.broadcast_arrays(np.asarray(over, float), np.asarray(under, float))
+    t, z = spread.quantiles(level)
+    top, bottom = ((spread.mean * weights).sum(axis=-1) for weights in (over, under))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.asarray(top / bottom)
+        _, _, shared = spread.along(over - np.nan_to_num(ratio)[..., None] * under)
+        squares = t**2 * spread.seeds + z**2 * spread.items * (shared > 0)[..., None, None]
+        xx, xy, yy = (
+            np.einsum("...i,...ij,...j->...", left, squares, right)
+            for left, right in ((over, over), (over, under), (under, under))
+        )
+        a, b = bottom**2 - yy, top * bottom - xy
+        c = top**2 - xx - _unseen(spread, level, unit) ** 2
+        root = np.sqrt(np.maximum(b**2 - a * c, 0))
+        bounds = np.stack([(b - root) / a, (b + root) / a])
+    return np.where((a > 0) & (bottom > 0), bounds, np.nan)
+
+
+def p_value(spread: Spread, weights: ArrayLike, unit: float = 0.0) -> np.ndarray:
+    """Two-sided p of a mean of 0 for a weighted sum of the variables: the level at which `mean_interval` reaches 0.
+
+    NaN where there is no interval; never below 1e-12, where its quantiles end.
+    """
+    mean, seeds, items = spread.along(weights)
+    low, high = np.full(mean.shape, np.log(1e-12)), np.zeros(mean.shape)
+    for _ in range(48):  # halving: the half-width falls as p rises
+        middle = (low + high) / 2
+        level = -np.expm1(middle)
+        t, z = spread.quantiles(level)
+        half = np.sqrt(t**2 * seeds + z**2 * items + (unit * (np.log(2) - middle) / _count(spread)) ** 2)
+        low, high = np.where(half > abs(mean), middle, low), np.where(half > abs(mean), high, middle)
+    return np.where(np.isnan(seeds), np.nan, np.where(mean == 0, 1.0, np.exp(high)))
+
+
+def _count(spread: Spread) -> int:
+    return spread.n_seeds * spread.n_items
+
+
+def one_sided(p: ArrayLike, above: ArrayLike) -> np.ndarray:
+    """The one-sided p of a two-sided one: half of it where the estimate is on the side of the alternative (`above`)."""
+    p = np.asarray(p, float)
+    return np.where(above, p / 2, 1 - p / 2)
+
+
+def tost(estimate: ArrayLike, error: ArrayLike, df: ArrayLike, low: float, high: float) -> np.ndarray:
+    """p of two one-sided t-tests: small where the estimate is shown to lie within (low, high).
+
+    p < α exactly where the interval of level 1 − 2α lies within. Source: Schuirmann (1987), J. Pharmacokinet.
+    Biopharm. 15, 657.
+    """
+    estimate, error = np.asarray(estimate, float), np.asarray(error, float)
+    return np.maximum(stats.t.sf((estimate - low) / error, df), stats.t.cdf((estimate - high) / error, df))
+
+
+def mcnemar(one_way: ArrayLike, other_way: ArrayLike) -> np.ndarray:
+    """Exact two-sided p that items flip both ways alike, from the counts of each; 1 where none flips.
+
+    Source: McNemar (1947), Psychometrika 12, 153: a binomial test of the flips at ½.
+    """
+    one_way, other_way = np.asarray(one_way), np.asarray(other_way)
+    return np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(one_way, other_way), one_way + other_way, 0.5))
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """Adjusted p-values that keep the chance of any false rejection at the level; NaNs are left out and stay.
+
+    Source: Holm (1979), Scand. J. Stat. 6, 65.
+    """
+    p = np.asarray(p, dtype=float)
+    told = np.flatnonzero(~np.isnan(p))
+    order = told[np.argsort(p[told])]
+    adjusted = np.full(p.shape, np.nan)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return adjusted
+
+
+def benjamini_hochberg(p: ArrayLike) -> np.ndarray:
+    """Adjusted p-values that keep the share of false rejections among all at the level; NaNs are left out and stay.
+
+    Source: Benjamini & Hochberg (1995), J. R. Stat. Soc. B 57, 289 (independent or positively dependent tests).
+    """
+    p = np.asarray(p, dtype=float)
+    told = ~np.isnan(p)
+    adjusted = np.full(p.shape, np.nan)
+    adjusted[told] = stats.false_discovery_control(p[told], method="bh") if told.any() else []
+    return adjusted
 
 
 def bootstrap_means(values: ArrayLike, draws: int = 2000, seed: int = 0) -> np.ndarray:
@@ -33,7 +236,8 @@ def bootstrap_means(values: ArrayLike, draws: int = 2000, seed: int = 0) -> np.n
     Two-stage bootstrap of clustered data: Davison & Hinkley (1997), Bootstrap Methods and their Application, §3.8.
     Seeds are few, and the bootstrap's variance between K seeds is short by the factor (K − 1)/K, with no allowance for
     estimating it: where seeds differ more than items do, simulated 95 % intervals covered the truth in 79 % of cases
-    with 3 seeds, 85 % with 5 and 90 % with 8 (90 % intervals: 73, 81 and 85 %).
+    with 3 seeds, 85 % with 5 and 90 % with 8 (90 % intervals: 73, 81 and 85 %). Verdicts therefore use `ratio_interval`,
+    and `labkit.simulation.calibrate` shows the two side by side.
     """
     values = np.asarray(values, dtype=float)
     groups, seeds, items = values.shape

@@ -78,8 +78,8 @@ def load(
     evaluation mode, in the precision its weights were saved in. `trust_remote_code` runs code that comes with the model:
     leave it off unless you have read that code.
 
-    Raises LabkitError for an unknown name, a damaged file, a model that has no safetensors weights, and a hub id that
-    cannot be fetched.
+    Raises LabkitError for an unknown name, a damaged file, a model that has no safetensors weights, a hub id that
+    cannot be fetched, and a pruned model whose zeros are not where they were recorded (`labkit.pruning.ledger`).
     """
     if Path(name).is_dir():
         return _from_pretrained(name, Path(name), trust_remote_code=trust_remote_code)
@@ -131,4 +131,7 @@ def _from_pretrained(name: str, where: Path | str, **options: object) -> PreTrai
             f"{name} ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
             "Offline, put the model's folder on this machine and give its path.",
         ) from error
+    from labkit.pruning.ledger import check_masks
+
+    check_masks(model)
     return model.eval()

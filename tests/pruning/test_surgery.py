@@ -1,4 +1,4 @@
-"""A model with fewer blocks is a plain model: it runs, is saved and generates like one."""
+"""Fewer blocks give a plain model; heads, neurons and hidden dimensions that do nothing are removed without a trace."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import drop_layers, surgery
+from labkit.pruning import anatomy, blocks, drop_layers, surgery
+from labkit.pruning.anatomy import Kept
 from labkit.pruning.importance import block_influence
+from labkit.pruning.units import keep_all
 
 TOKENS = torch.randint(168, (4, 10), generator=torch.Generator().manual_seed(0))
 
@@ -114,3 +117,252 @@ def test_an_unknown_importance_is_answered_with_the_nearest():
 def test_block_influence_without_calibration_is_refused():
     with pytest.raises(LabkitError, match="block influence needs calibration tokens; got None"):
         drop_layers(MODELS["llama"], keep=2)
+
+
+# --- every architecture --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def logits_on(model, tokens: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=tokens).logits
+
+
+def with_six_blocks(decoder):
+    """The decoder with its two blocks three times, each slightly different, as transformers would have built it."""
+    config = copy.deepcopy(decoder.config)
+    config.num_hidden_layers = 6
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = [*config.layer_types] * 3
+    torch.manual_seed(1)
+    deep = type(decoder)(config).eval()
+    with torch.no_grad():
+        for parameter in deep.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return deep
+
+
+def test_dropping_layers_of_every_architecture(decoder, tokens, tmp_path):
+    deep = with_six_blocks(decoder)
+    skipped = copy.deepcopy(deep)
+    for i, block in enumerate(blocks.decoder_blocks(skipped)[1]):
+        if i not in (0, 3, 4):  # independent: a block is also gone if it hands on its input
+            block.register_forward_hook(lambda _, args, out: (args[0], *out[1:]) if isinstance(out, tuple) else args[0])
+    short = copy.deepcopy(deep)
+    surgery.keep_layers(short, [0, 3, 4])
+    torch.testing.assert_close(logits_on(short, tokens), logits_on(skipped, tokens))
+
+    numbers = [
+        {module.layer_idx for module in block.modules() if hasattr(module, "layer_idx")}
+        for block in blocks.decoder_blocks(short)[1]
+    ]
+    assert numbers == [{0}, {1}, {2}]
+    if getattr(deep.config, "layer_types", None) is not None:
+        assert short.config.layer_types == [deep.config.layer_types[i] for i in (0, 3, 4)]
+
+    short.save_pretrained(tmp_path)
+    attention = decoder.config._attn_implementation
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=attention).eval()
+    assert torch.equal(logits_on(loaded, tokens), logits_on(short, tokens))
+    with_cache, without = (
+        loaded.generate(tokens, max_new_tokens=6, do_sample=False, use_cache=use, pad_token_id=0)
+        for use in (True, False)
+    )
+    assert torch.equal(with_cache, without)
+
+
+def test_attention_scaled_by_its_layer_is_refused():
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=64, n_embd=32, n_layer=3, n_head=4, scale_attn_by_inverse_layer_idx=True)
+    )
+    with pytest.raises(LabkitError, match="layer's number; got 'scale_attn_by_inverse_layer_idx=True'"):
+        drop_layers(model, keep=2, importance="random")
+
+
+# --- heads, neurons, hidden dimensions -----------------------------------------------------------------------------
+# What writes to the hidden dimensions, named by hand: the tables of `anatomy` are what is tested.
+
+OUT = {"gpt2": "attn.c_proj", "gpt-neox": "attention.dense", "opt": "self_attn.out_proj",
+       "falcon": "self_attention.dense"}  # fmt: skip
+DOWN = {"gpt2": "mlp.c_proj", "gpt-neox": "mlp.dense_4h_to_h", "opt": "fc2", "falcon": "mlp.dense_4h_to_h"}
+NO_HEAD_SIZE = ("gpt2", "gpt-neox", "opt", "falcon")
+HEADS = ([0, 3], [1, 2])  # of each of two blocks, one from each key-value group
+
+
+def outputs(decoder, names: dict[str, str], default: str, architecture: str) -> list[list[torch.Tensor]]:
+    """For each block its output matrices (outputs, inputs), writable: one, or one for each expert."""
+    name = names.get(architecture, default)
+    matrices = blocks.matrices(decoder)
+    prefix, layers = blocks.decoder_blocks(decoder)
+    return [
+        [m.weight for n, m in matrices.items() if n.startswith(f"{prefix}.{i}.") and name in n]
+        for i in range(len(layers))
+    ]
+
+
+def heads_that_do_nothing(decoder, architecture: str) -> None:
+    """Zero what every head writes but those of `HEADS`."""
+    size = anatomy.sizes_of(decoder).head_size
+    for (out,), heads in zip(outputs(decoder, OUT, "self_attn.o_proj", architecture), HEADS, strict=True):
+        for head in {0, 1, 2, 3} - {*heads}:
+            out[:, head * size : (head + 1) * size] = 0
+
+
+def neurons_that_do_nothing(decoder, architecture: str) -> list[torch.Tensor]:
+    """Zero what 28 of 48 neurons write, others in every block and expert. Returns those that stay (experts, 20)."""
+    generator, stay = torch.Generator().manual_seed(1), []
+    default = "mlp.experts.down_proj" if architecture == "mixtral" else "mlp.down_proj"
+    for matrices in outputs(decoder, DOWN, default, architecture):
+        stay.append([])
+        for down in matrices:
+            order = torch.randperm(48, generator=generator)
+            down[:, order[20:]] = 0
+            stay[-1].append(order[:20].sort().values)
+    return [torch.stack(kept) for kept in stay]
+
+
+def width_norms(model) -> list[nn.Module]:
+    """Norms over the hidden dimensions: not those inside attention."""
+    return [m for n, m in model.named_modules() if "Norm" in type(m).__name__ and not n.endswith(("q_norm", "k_norm"))]
+
+
+def scale(norm: nn.Module, factor: float) -> None:
+    if type(norm).__name__.startswith("Gemma"):
+        norm.weight.add_(1).mul_(factor).sub_(1)
+    else:
+        norm.weight.mul_(factor)
+
+
+def tiny_epsilon(model) -> None:
+    """So that a norm's scale is exactly that of its input."""
+    for module in model.modules():
+        for name in ("eps", "variance_epsilon"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 1e-12)
+
+
+def dimensions_that_do_nothing(decoder, architecture: str, stay: torch.Tensor) -> None:
+    """Nothing is written to the other hidden dimensions; where norms subtract the mean, the mean is zero already."""
+    gone = torch.ones(32, dtype=torch.bool)
+    gone[stay] = False
+
+    def clear(written: torch.Tensor) -> None:  # hidden dimensions first
+        written[gone] = 0
+        if architecture in NO_HEAD_SIZE:
+            written[stay] -= written[stay].mean(0)
+
+    down = "mlp.experts.down_proj" if architecture == "mixtral" else "mlp.down_proj"
+    for names, default in ((OUT, "self_attn.o_proj"), (DOWN, down)):
+        for matrices in outputs(decoder, names, default, architecture):
+            for matrix in matrices:
+                clear(matrix)
+        for name, parameter in decoder.named_parameters():
+            if name.endswith(f".{names.get(architecture, default)}.bias"):
+                clear(parameter)
+    for module in decoder.modules():
+        if isinstance(module, nn.Embedding):
+            clear(module.weight.T)
+    for norm in width_norms(decoder):
+        if getattr(norm, "bias", None) is not None:
+            norm.bias[gone] = 0
+
+
+@torch.no_grad()
+def test_neurons_that_write_nothing_go_without_a_trace(decoder, architecture, tokens):
+    stay = neurons_that_do_nothing(decoder, architecture)
+    full = keep_all(anatomy.sizes_of(decoder))
+    small = surgery.keep_units(decoder, [Kept(full.heads, neurons, full.width) for neurons in stay])
+    torch.testing.assert_close(logits_on(small, tokens), logits_on(decoder, tokens), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "mixtral", "olmo2"], indirect=True
+)
+@torch.no_grad()
+def test_heads_that_write_nothing_go_without_a_trace(decoder, architecture, tokens):
+    heads_that_do_nothing(decoder, architecture)
+    full = keep_all(anatomy.sizes_of(decoder))
+    if architecture == "olmo2":  # its norm is over the queries of all heads: the others must not count in it
+        tiny_epsilon(decoder)
+        for block, heads in zip(decoder.model.layers, HEADS, strict=True):
+            for head in {0, 1, 2, 3} - {*heads}:
+                block.self_attn.q_proj.weight[head * 8 : head * 8 + 8] = 0
+    small = surgery.keep_units(decoder, [Kept(torch.tensor(heads), full.neurons, full.width) for heads in HEADS])
+    if architecture == "olmo2":
+        tiny_epsilon(small)
+        for block in small.model.layers:
+            scale(block.self_attn.q_norm, (4 / 2) ** 0.5)
+    torch.testing.assert_close(logits_on(small, tokens), logits_on(decoder, tokens), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_hidden_dimensions_that_hold_nothing_go_without_a_trace_but_for_the_norms_scale(decoder, architecture, tokens):
+    # √mean of squares over 32 dimensions, 8 or 16 of them zero, is that over the others times √(24/32) or √(16/32)
+    tiny_epsilon(decoder)
+    own = architecture not in NO_HEAD_SIZE
+    width = 24 if own else 16
+    stay = torch.randperm(32, generator=torch.Generator().manual_seed(2))[:width].sort().values
+    heads = [[0, 1, 2, 3]] * 2 if own else HEADS  # the others can lose heads and width only together
+    if not own:
+        heads_that_do_nothing(decoder, architecture)
+    dimensions_that_do_nothing(decoder, architecture, stay)
+    neurons = keep_all(anatomy.sizes_of(decoder)).neurons
+    small = surgery.keep_units(decoder, [Kept(torch.tensor(kept), neurons, stay) for kept in heads])
+    tiny_epsilon(small)
+    for norm in width_norms(small):
+        scale(norm, (32 / width) ** 0.5)
+    torch.testing.assert_close(logits_on(small, tokens), logits_on(decoder, tokens), atol=1e-4, rtol=1e-4)
+
+
+FALCONS = {
+    "one group": {"new_decoder_architecture": False, "multi_query": True},
+    "a group to each head": {"new_decoder_architecture": False, "multi_query": False},
+    "one norm": {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "bias": True},
+    "in series": {"new_decoder_architecture": False, "multi_query": True, "parallel_attn": False},
+}
+OPTS = {"projected": {"word_embed_proj_dim": 20}, "post-norm": {"do_layer_norm_before": False}}
+
+
+@pytest.mark.parametrize("variant", [*FALCONS, *OPTS, "no n_inner"])
+@torch.no_grad()
+def test_variants_of_an_architecture(decoder_of, variant, tokens, tmp_path):
+    architecture = "falcon" if variant in FALCONS else "opt" if variant in OPTS else "gpt2"
+    decoder = decoder_of(architecture, **{**FALCONS, **OPTS}.get(variant, {"n_inner": None}))
+    heads_that_do_nothing(decoder, architecture)
+    stay = torch.randperm(32, generator=torch.Generator().manual_seed(2))[:16].sort().values
+    tiny_epsilon(decoder)
+    dimensions_that_do_nothing(decoder, architecture, stay)
+    if variant == "projected":  # it is not the embedding that writes, but the projection after it
+        project = decoder.model.decoder.project_in.weight
+        project[[i for i in range(32) if i not in stay]] = 0
+        project[stay] -= project[stay].mean(0)
+    neurons = keep_all(anatomy.sizes_of(decoder)).neurons
+    small = surgery.keep_units(decoder, [Kept(torch.tensor(kept), neurons, stay) for kept in HEADS])
+    small.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits_on(loaded, tokens), logits_on(small, tokens))
+    tiny_epsilon(small)
+    for norm in width_norms(small):
+        scale(norm, 2**0.5)
+    torch.testing.assert_close(logits_on(small, tokens), logits_on(decoder, tokens), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_whole_groups_that_write_nothing_go_without_a_trace(decoder_of, tokens):
+    decoder = decoder_of("mistral", num_attention_heads=8, num_key_value_heads=4, head_dim=6)
+    kept = torch.tensor([2, 3, 6, 7])
+    for block in decoder.model.layers:
+        for head in (0, 1, 4, 5):
+            block.self_attn.o_proj.weight[:, head * 6 : head * 6 + 6] = 0
+    full = keep_all(anatomy.sizes_of(decoder))
+    small = surgery.keep_units(decoder, [Kept(kept, full.neurons, full.width)] * 2)
+    assert (small.config.num_attention_heads, small.config.num_key_value_heads) == (4, 2)
+    torch.testing.assert_close(logits_on(small, tokens), logits_on(decoder, tokens), atol=1e-6, rtol=1e-5)
+
+
+def test_tensors_that_the_new_config_does_not_build_are_named(decoder_of):
+    # At the width of its embeddings an OPT has no projections
+    decoder = decoder_of("opt", word_embed_proj_dim=16)
+    full = keep_all(anatomy.sizes_of(decoder))
+    kept = Kept(full.heads[:2], full.neurons, full.width[:16])
+    with pytest.raises(LabkitError, match=r"model.decoder.project_in.weight of \(16, 16\) for None"):
+        surgery.keep_units(decoder, [kept, kept])

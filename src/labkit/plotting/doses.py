@@ -1,0 +1,109 @@
+"""Retention against sparsity: at which dose does an ability break?"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+from labkit.errors import LabkitError
+from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, counted, finished, panel_grid
+
+_FRAME = (-0.35, 1.35)  # retention shown; what lies beyond is an arrowhead at the edge
+
+
+def sweep(verdicts: pd.DataFrame, margin: float = 0.05, lost: float = 0.20, columns: int = 4) -> Figure:
+    """Retention against sparsity, one panel per ability and one line per criterion, for one rung.
+
+    The bars are 95 % intervals, the shaded band is 1 ± margin (kept), the dotted line the mark for lost. Hollow marks
+    are undecided. Abilities that the dense models lack are left out. Panels run from the ability that keeps most to the
+    one that keeps least.
+
+    Parameters
+    ----------
+    verdicts : what `labkit.verdict.judge` returns, of one rung, with compressions at two or more sparsities; patterns
+        and structured compressions, which have no dose, are left out.
+    margin, lost : as in the rule that it was judged by.
+    columns : panels side by side.
+
+    Raises
+    ------
+    LabkitError
+        More than one rung, or no compression with two sparsities.
+    """
+    doses = _doses(verdicts)
+    names = list(dict.fromkeys(doses["compression"]))
+    panels = doses.groupby("ability", observed=True)
+    order = panels["retention"].mean().sort_values(ascending=False).index
+    with plt.rc_context(STYLE):
+        figure, grid = panel_grid(len(order), columns, width=2.2, height=1.6)
+        for axes, ability in zip(grid, order, strict=True):
+            axes.set_title(ability, loc="left", fontweight="bold", fontsize=9)
+            axes.axhspan(1 - margin, 1 + margin, color=COLOURS[2], alpha=0.15, linewidth=0, zorder=0)
+            axes.axhline(lost, color=GREY, linestyle=":", linewidth=1.2, zorder=1)
+            axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
+            for name, line in panels.get_group(ability).groupby("compression", sort=False, observed=True):
+                _draw(axes, line.sort_values("sparsity"), names.index(name), len(names))
+            axes.set_ylim(*_FRAME)
+            axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        figure.supxlabel("sparsity (share of the weights inside the blocks set to zero)", fontsize=9)
+        figure.supylabel("retention (0 = chance, 1 = dense)", fontsize=9)
+        key = [
+            Line2D([], [], color=COLOURS[i], marker=MARKERS[i], markersize=4.5, label=name)
+            for i, name in enumerate(names)
+        ]
+        key += [
+            Line2D([], [], color="0.2", marker="o", linestyle="", fillstyle="none", label="hollow: undecided"),
+            Patch(color=COLOURS[2], alpha=0.15, label=f"{1 - margin:g} to {1 + margin:g}: kept"),
+            Line2D([], [], color=GREY, linestyle=":", label=f"below {lost:g}: lost"),
+        ]
+        figure.legend(handles=key, loc="outside upper center", ncols=min(4, columns), frameon=False, fontsize=8.5)
+    return finished(figure)
+
+
+def sweep_alt(verdicts: pd.DataFrame) -> str:
+    """The figure of `sweep` in words: for every ability and criterion the retention at the least and the highest dose."""
+    doses, told = _doses(verdicts), []
+    for ability, panel in doses.groupby("ability", sort=False, observed=True):
+        lines = []
+        for name, line in panel.groupby("compression", sort=False, observed=True):
+            first, last = (line.sort_values("sparsity").iloc[place] for place in (0, -1))
+            lines.append(f"{name} {first['retention']:.2f} to {last['retention']:.2f}")
+        told.append(f"{ability}: {', '.join(lines)}")
+    low, high = doses["sparsity"].min(), doses["sparsity"].max()
+    return (
+        f"Retention against sparsity for {counted(len(told), 'ability', 'abilities')} on rung {doses['rung'].iloc[0]}, "
+        f"with 95 % intervals, from {low:.0%} to {high:.0%} sparsity. {'; '.join(told)}."
+    )
+
+
+def _doses(verdicts: pd.DataFrame) -> pd.DataFrame:
+    rungs = list(verdicts["rung"].unique())
+    if len(rungs) != 1:
+        raise LabkitError("a sweep is drawn for one rung", rungs, "Choose one: verdicts[verdicts.rung == …].")
+    doses = verdicts[~verdicts["compression"].str.contains(":") & (verdicts["verdict"] != "absent")]
+    several = doses.groupby("compression", observed=True)["sparsity"].nunique()
+    doses = doses[doses["compression"].isin(several.index[several > 1]) & doses["retention"].notna()]
+    if doses.empty:
+        remedy = "Run a study with a list of sparsities, such as pruning."
+        raise LabkitError("a sweep needs a compression at two or more sparsities", sorted(several.index), remedy)
+    return doses
+
+
+def _draw(axes: Axes, line: pd.DataFrame, number: int, of: int) -> None:
+    colour, marker = COLOURS[number], MARKERS[number]
+    x = line["sparsity"] + 0.012 * (number - (of - 1) / 2)  # side by side, so that bars can be told apart
+    axes.plot(x, line["retention"].clip(*_FRAME), color=colour, linewidth=1.2, zorder=2)
+    axes.vlines(x, line["low"].clip(*_FRAME), line["high"].clip(*_FRAME), color=colour, linewidth=1.2, alpha=0.6, zorder=2)
+    for place, row in zip(x, line.itertuples(), strict=True):
+        inside = _FRAME[0] <= row.retention <= _FRAME[1]
+        shape = marker if inside else "v" if row.retention < _FRAME[0] else "^"
+        face = "white" if row.verdict == "undecided" else colour
+        axes.plot([place], [np.clip(row.retention, *_FRAME)], shape, color=colour, markerfacecolor=face, markersize=4,
+                  clip_on=False, zorder=3)  # fmt: skip
