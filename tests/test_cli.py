@@ -102,7 +102,7 @@ def test_the_command_line_loads_nothing_heavy():
 def test_an_unknown_study_names_the_nearest_and_all_of_them():
     code, out, err = call("run", "quik", "--out", "nowhere")
     assert (code, out) == (2, "") and not Path("nowhere").exists()
-    assert "got 'quik'. Nearest: quick. All: quick" in err and "Traceback" not in err
+    assert "got 'quik'. Nearest: quick. All: pruning, quick" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -256,8 +256,9 @@ def test_two_runs_are_compared_in_what_they_share(tmp_path):
     filled(tmp_path / "a"), filled(tmp_path / "b", pruned=0.5)
     code, out, _ = call("compare", tmp_path / "a", tmp_path / "b")
     cells = [line.split() for line in out.splitlines() if "recall" in line]
-    assert code == 0 and "resampling seeds, then items" in " ".join(out.split())
-    numbers = ["5", "x", "40", "1.000", "1.000", "+0.000", "+0.000", "+0.000", "no"]
+    assert code == 0 and "B - A over seeds and items" in " ".join(out.split())
+    # No item changed among 5 x 40: -ln(.025) / 200, as a rate of changes that would still have gone unseen.
+    numbers = ["5", "x", "40", "1.000", "1.000", "+0.000", "-0.018", "+0.018", "no"]
     assert cells[0] == ["64x2", "dense", "recall", "exact_match", *numbers]
     assert cells[1][:2] == ["64x2", "wanda"] and cells[1][-6:-3] == ["0.200", "0.500", "+0.300"]
     assert cells[1][-1] == "yes"
@@ -273,7 +274,7 @@ def test_two_models_are_scored_on_the_same_items(monkeypatch):
     monkeypatch.setattr(cli, "_scored", scored)
     code, out, _ = call("compare", "ladder/a", "ladder/b", "--items", "40", "--seed", "7", "--device", "cpu")
     assert code == 0 and asked == [("ladder/a", 40, 7, "cpu"), ("ladder/b", 40, 7, "cpu")]
-    assert "resampling items;" in " ".join(out.split()) and "+0.000  +0.000  +0.000" in out
+    assert "B - A over items;" in " ".join(out.split()) and "+0.000  -0.092  +0.092" in out
 
 
 def test_runs_of_different_items_are_refused(tmp_path):

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import numpy as np
 import pandas
 import pytest
 import scipy.special
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from labkit import records
 from labkit.abilities import Ability, Items, abilities
@@ -84,6 +94,94 @@ def test_scores_agree_with_numpy_on_the_raw_logits_of_padded_rows(model):
     frame = scores(model, (Echo(),), n=30, seed=3)
     for metric, values in expected.items():
         np.testing.assert_allclose(frame[frame.metric == metric].value, values, rtol=1e-4, atol=1e-5)
+
+
+def tiny(model, config, **sizes):
+    """A random model with labkit's vocabulary, far from a uniform guess."""
+    common = {"vocab_size": 168, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+              "num_attention_heads": 2, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        built = model(config(**common, **sizes))
+    for parameter in built.parameters():
+        parameter.data *= 3
+    return built
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL,
+        tiny(GPTNeoXForCausalLM, GPTNeoXConfig),
+        tiny(Qwen3ForCausalLM, Qwen3Config, head_dim=16, num_key_value_heads=1),
+        tiny(MixtralForCausalLM, MixtralConfig, num_key_value_heads=1, num_local_experts=4),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_values_are_those_of_one_plain_forward_an_item(model, two_threads):
+    """No batches, no threads, no short tail, the softmax in double precision: the same numbers, item by item."""
+    frame = scores(model, (Echo(),), n=24, batch_tokens=16).pivot(index="item", columns="metric", values="value")
+    items = Echo().sample(24, seed=0)
+    model.eval()
+    for row, end in enumerate(items.lengths):
+        tokens, labels = (torch.from_numpy(x[row, :end]) for x in (items.tokens, items.labels))
+        with torch.no_grad():
+            logp = model(input_ids=tokens[None]).logits[0].double().log_softmax(-1)[labels != IGNORE]
+        labels = labels[labels != IGNORE]
+        right = (logp.argmax(-1) == labels).double()
+        expected = {
+            "exact_match": right.prod(),
+            "token_accuracy": right.mean(),
+            "nll_nats": torch.nn.functional.nll_loss(logp, labels),
+            "brier": (logp.exp() - torch.eye(168)[labels]).square().sum(-1).mean(),
+        }
+        for metric, value in expected.items():
+            assert frame.loc[items.index[row], metric] == pytest.approx(value.item(), rel=1e-6, abs=1e-6), metric
+
+
+def test_threads_change_neither_rows_nor_their_order_nor_the_setting_of_torch(two_threads):
+    suite = (Echo(), *abilities("recall", "repeat"))
+    seen = set()
+    hook = MODEL.register_forward_pre_hook(
+        lambda *_: seen.add((threading.current_thread().name, torch.get_num_threads()))
+    )
+    try:
+        together = scores(MODEL, suite, n=40, batch_tokens=32)
+        # each worker has one of torch's threads, and the caller waits
+        assert {threads for _, threads in seen} == {1}
+        assert threading.current_thread().name not in {name for name, _ in seen}
+        seen.clear()
+        with torch.autocast("cpu", enabled=True):
+            scores(MODEL, suite, n=3, batch_tokens=32)
+        assert seen == {(threading.current_thread().name, 2)}  # autocast is known to the caller's thread alone
+    finally:
+        hook.remove()
+    assert torch.get_num_threads() == 2
+    new = []
+    thread = threading.Thread(target=lambda: new.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert new == [2]
+    torch.set_num_threads(1)
+    alone = scores(MODEL, suite, n=40, batch_tokens=32)
+    pandas.testing.assert_frame_equal(together, alone, rtol=0, atol=1e-6)
+
+
+def test_an_error_in_a_worker_reaches_the_caller_and_leaves_everything_as_it_was(two_threads):
+    model = Rung(32, 2).build().train()
+    model.lm_head.weight.data[0, 0] = float("nan")
+    with pytest.raises(LabkitError, match="logits are finite; got \"NaN or infinity on ability 'echo-168'\""):
+        scores(model, (Echo(), *abilities("recall")), n=20, batch_tokens=16)
+    assert torch.get_num_threads() == 2
+    assert model.training
 
 
 def test_the_order_of_the_suite_changes_nothing_but_the_order_of_rows():

@@ -15,23 +15,30 @@ import pytest
 
 LAYERS = (  # top first; the words in the comments are what a row is about
     {"cli", "notebook"},  # what a person touches
-    {"study", "schooling", "doctor", "report"},  # a grid of runs; training a ladder; the machine; a document
+    {"study", "schooling", "doctor", "report", "simulation"},  # a grid; a ladder; the machine; a document; the judge judged
     {"compression"},  # a chain of verbs, as a study writes it
     # measure and change a model; keep, judge, compare and draw rows
-    {"evaluation", "cost", "distillation", "recovery", "store", "verdict", "emergence", "comparison", "plotting"},
-    {"ladder", "training", "zoo", "contrast"},  # one dial, the only loop, models by name
-    {"abilities", "pruning", "metrics", "divergences", "statistics"},  # the subject; formulas
+    {"evaluation", "cost", "distillation", "recovery", "store", "verdict", "breakpoints", "emergence", "contrast"}
+    | {"hypotheses", "comparison", "plotting"},
+    {"ladder", "training", "zoo", "pairing", "dense_curve"},  # one dial, the only loop, models by name; rows in pairs
+    {"abilities", "pruning", "metrics", "divergences", "statistics", "scores", "curves"},  # the subject; formulas
     {"records", "flops", "lineage"},  # the row types; counting; what was done to a model
     {"errors"},
 )
-FRAME_HALF = {"errors", "records", "statistics", "store", "verdict", "emergence", "contrast", "comparison", "plotting", "report"}
+FRAME_HALF = {"errors", "records", "statistics", "scores", "curves", "pairing", "dense_curve", "store", "verdict"}
+FRAME_HALF |= {"breakpoints", "emergence", "contrast", "hypotheses", "comparison", "plotting", "simulation", "report"}
 TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors.torch"}
 
 # Inside a package the same rule: these rows at the bottom, every other file in one row above them, `__init__` on top.
 PACKAGES: dict[str, tuple[set[str], ...]] = {
     "abilities": ({"base"}, {"vocabulary"}),
+    "distillation": ({"cache", "sampling"}, {"bodies"}),
     "plotting": ({"style"},),
-    "pruning": ({"blocks"},),
+    "pruning": (
+        {"criteria", "sparsegpt", "streaming", "surgery", "units"},
+        {"anatomy", "ledger", "masks", "moments"},
+        {"blocks"},
+    ),
 }
 
 PLACED = set().union(*LAYERS)

@@ -18,7 +18,7 @@ from labkit.store import Store
 from labkit.verdict import Rule, VerdictRow
 
 SCRIPT = "<script>alert('x')</script>"
-QUICK = Rule(draws=100)
+QUICK = Rule()
 
 
 def verdicts(*told):
@@ -74,7 +74,7 @@ def test_answer_where_nothing_is_harmed(told, ending):
 
 
 def fill(folder, compressions, seeds=2, model="ladder/64x2"):
-    """A small store: two abilities, two metrics, eight items."""
+    """A small store: two abilities, two metrics, a hundred items."""
     store = Store(folder, create=True)
     for compression in compressions:
         for seed in range(seeds):
@@ -83,7 +83,7 @@ def fill(folder, compressions, seeds=2, model="ladder/64x2"):
             told = [
                 dataclasses.replace(row, ability=ability, metric=metric, item=item, value=float(value))
                 for ability in ("recall", "facts")
-                for metric, values in ((EXACT_MATCH, np.arange(8) > 1), (NLL_NATS, np.full(8, 0.05)))
+                for metric, values in ((EXACT_MATCH, np.arange(100) > 1), (NLL_NATS, np.full(100, 0.05)))
                 for item, value in enumerate(values)
             ]
             origin = {"commit": "c0ffee", "dirty": seed == 0, "versions": {"torch": "2"}, "device": "cpu"}
@@ -163,9 +163,9 @@ def test_page_holds_the_answer_the_rule_and_the_provenance(hostile):
     told = verdicts(*[("64x2", "wanda", ability, "undecided", 2) for ability in ("recall", "facts")])
     assert f"Answer. {report.answer(told)}" in page.text
     assert "2 of the 5 seeds the rule asks for" in page.text  # the reason
-    assert "79, 85 and 90 % of cases with 3, 5 and 8 seeds" in page.text
+    assert "can see a failure that none of them shows" in page.text
     assert "within 0.95 to 1.05" in page.text and "below 0.2;" not in page.text
-    for known in ("4 runs, 128 rows, 6 s in all, on cpu; commit c0ffee; 2 of the runs with uncommitted", "5ha256"):
+    for known in ("4 runs, 1,600 rows, 6 s in all, on cpu; commit c0ffee; 2 of the runs with uncommitted", "5ha256"):
         assert known in page.text
     assert all(run in page.text for run in store.runs())
 

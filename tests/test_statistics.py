@@ -1,8 +1,20 @@
 import numpy as np
 import pytest
-from scipy import special
+from scipy import special, stats
 
-from labkit.statistics import bootstrap_means, jeffreys_interval, percentile_interval
+from labkit.statistics import (
+    Spread,
+    benjamini_hochberg,
+    bootstrap_means,
+    holm,
+    jeffreys_interval,
+    mcnemar,
+    mean_interval,
+    p_value,
+    percentile_interval,
+    ratio_interval,
+    tost,
+)
 
 
 def scores(groups=3, seeds=5, items=30):
@@ -67,3 +79,104 @@ def test_jeffreys_reaches_the_ends_and_mirrors():
     low, high = jeffreys_interval(0, 8)
     assert low == 0.0 and 0.2 < high < 0.3
     assert jeffreys_interval(8, 8) == pytest.approx((1 - high, 1.0))
+
+
+def two_way(seeds=4, items=50, groups=2):
+    generator = np.random.default_rng(2)
+    shared = generator.normal(size=(groups, 1, items)) + generator.normal(size=(groups, seeds, 1))
+    return shared + generator.normal(size=(groups, seeds, items)) + 3
+
+
+def test_spread_is_the_two_way_analysis_of_variance():
+    """Sums of squares written out for one variable."""
+    values = two_way()
+    spread, table = Spread.of(values), values[0]
+    between = 50 * table.mean(axis=1).var(ddof=1)
+    items = 4 * table.mean(axis=0).var(ddof=1)
+    rest = (table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()) ** 2
+    assert spread.seeds[0, 0] == pytest.approx(between / 200)
+    assert spread.items[0, 0] == pytest.approx((items - rest.sum() / (3 * 49)) / 200)
+    assert spread.mean == pytest.approx(values.mean(axis=(1, 2)))
+
+
+def test_the_interval_of_a_mean_over_seeds_alone_is_the_t_interval():
+    values = np.random.default_rng(0).normal(1, 1, size=6)
+    values = np.r_[values, 2 * values.mean() - values]  # without skew
+    spread, expected = Spread.of(values[None, :, None]), stats.ttest_1samp(values, 0)
+    assert mean_interval(spread, [1.0]) == pytest.approx(expected.confidence_interval(0.95), rel=1e-6)
+    assert p_value(spread, [1.0]) == pytest.approx(expected.pvalue, rel=1e-6)
+
+
+@pytest.mark.parametrize("unit", [0.0, 1.0])
+def test_p_is_the_level_at_which_the_interval_reaches_zero(unit):
+    spread = Spread.of(two_way())
+    weights = (1.0, -0.6)
+    p = float(p_value(spread, weights, unit))
+    assert 1e-6 < p < 1
+    assert abs(mean_interval(spread, weights, 1 - p, unit)).min() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_denominator_not_told_from_zero_leaves_no_bounds():
+    values = two_way()
+    values[1] -= values[1].mean()
+    assert np.isnan(ratio_interval(Spread.of(values), (1, 0), (0, 1))).all()
+
+
+def test_seeds_that_agree_on_every_item_still_have_an_interval():
+    """None of 5 × 400 items flips: the exact one-sided limit of the share that would is 1 − .025^(1/2000)."""
+    right = np.tile((np.arange(400) % 10 > 0).astype(float), (2, 5, 1))
+    low, high = ratio_interval(Spread.of(right), (1, 0), (0, 1), unit=1.0)
+    limit = stats.binomtest(0, 2000).proportion_ci(0.95, method="exact").high
+    assert (1 - low, high - 1) == pytest.approx((limit / 0.9, limit / 0.9), rel=2e-3)
+
+
+def test_one_seed_gives_no_interval_and_no_p():
+    spread = Spread.of(two_way()[:, :1])
+    assert np.isnan(ratio_interval(spread, (1, 0), (0, 1))).all()
+    assert np.isnan(mean_interval(spread, (1, 0))).all() and np.isnan(p_value(spread, (1, 0)))
+
+
+def test_skew_moves_an_interval_towards_the_long_tail():
+    long_tail = np.random.default_rng(0).exponential(size=(1, 5, 200))
+    spread = Spread.of(long_tail)
+    assert spread.shift([1.0], 0.95) > 0
+    assert Spread.of(-long_tail).shift([1.0], 0.95) == pytest.approx(-spread.shift([1.0], 0.95))
+
+
+def test_equivalence_agrees_with_two_t_tests():
+    values = np.random.default_rng(0).normal(0.02, 0.1, 12)
+    error = values.std(ddof=1) / np.sqrt(12)
+    expected = max(
+        stats.ttest_1samp(values, -0.1, alternative="greater").pvalue,
+        stats.ttest_1samp(values, 0.1, alternative="less").pvalue,
+    )
+    assert tost(values.mean(), error, 11, -0.1, 0.1) == pytest.approx(expected)
+
+
+def test_equivalence_mcnemar_and_adjustments_agree_with_statsmodels():
+    weightstats = pytest.importorskip("statsmodels.stats.weightstats")
+    from statsmodels.stats.contingency_tables import mcnemar as reference
+    from statsmodels.stats.multitest import multipletests
+
+    a, b = np.random.default_rng(0).normal(0, 0.1, (2, 12))
+    error = (a - b).std(ddof=1) / np.sqrt(12)
+    assert tost((a - b).mean(), error, 11, -0.1, 0.1) == pytest.approx(weightstats.ttost_paired(a, b, -0.1, 0.1)[0])
+    for one_way, other in ((0, 0), (3, 12), (7, 7), (40, 61)):
+        assert mcnemar(one_way, other) == pytest.approx(reference([[5, one_way], [other, 9]], exact=True).pvalue)
+    p = np.random.default_rng(1).random(20) ** 3
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1])
+
+
+def test_mcnemar_on_the_published_table():
+    """Agresti (1990), Categorical Data Analysis, p. 350: approval ratings, 86 against 150 changed their mind."""
+    assert mcnemar(86, 150) == pytest.approx(stats.binomtest(86, 236).pvalue)
+    assert mcnemar(86, 150) == pytest.approx(3.716e-5, rel=1e-3)
+
+
+def test_adjusted_p_values_of_a_worked_example():
+    """Holm and Benjamini-Hochberg by hand, with a NaN that is left out."""
+    p = [0.01, np.nan, 0.04, 0.03]
+    assert holm(p)[[0, 2, 3]] == pytest.approx([0.03, 0.06, 0.06]) and np.isnan(holm(p)[1])
+    assert benjamini_hochberg(p)[[0, 2, 3]] == pytest.approx([0.03, 0.04, 0.04]) and np.isnan(benjamini_hochberg(p)[1])
+    assert np.isnan(benjamini_hochberg([np.nan])).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import json
 import re
@@ -11,13 +13,16 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from labkit import training
 from labkit.abilities import Corpus, abilities
 from labkit.errors import LabkitError
 from labkit.flops import training_flops_per_token
 from labkit.ladder import Rung
+from labkit.pruning import blocks, ledger
 from labkit.records import IGNORE
 
 CORPUS = Corpus(abilities("recall", "shift"), seed=0, length=24)
@@ -195,3 +200,149 @@ def test_frozen_parameters_stay_as_they_were():
     before = student.get_input_embeddings().weight.clone()
     train(student)
     assert torch.equal(student.get_input_embeddings().weight, before)
+
+
+def halved(student):
+    """The model with every second input of its matrices dropped, and written in its ledger."""
+    for matrix in blocks.matrices(student).values():
+        matrix.weight[:, ::2] = 0
+    ledger.record_masks(student)
+    return student
+
+
+def test_pruned_weights_train_as_those_of_a_model_that_computes_with_masked_weights():
+    """Independent: plain AdamW on a dense W whose matrices are W * M in the forward pass, where W starts at anything."""
+    ours, reference = halved(model()), halved(model())
+    train(ours)
+
+    masks = {matrix.key: matrix.weight != 0 for matrix in blocks.matrices(reference).values()}
+    free = {name: p.detach().clone().requires_grad_() for name, p in reference.named_parameters()}
+    for name, mask in masks.items():
+        free[name].data[~mask] = 7.0  # must not matter
+    decayed = [name for name in free if "proj" in name]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [free[n] for n in decayed]},
+            {"params": [free[n] for n in free if n not in decayed], "weight_decay": 0},
+        ],
+        betas=(0.9, 0.98),
+        weight_decay=0.1,
+    )
+    for step, (tokens, labels) in enumerate(CORPUS.batches(BATCH, STEPS)):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * min(1, (step + 1) / 100, (STEPS - step) / (0.4 * STEPS))
+        weights = {name: w * masks[name] if name in masks else w for name, w in free.items()}
+        logits = torch.func.functional_call(reference, weights, (torch.from_numpy(tokens),)).logits
+        answers = labels[asked := labels != IGNORE]
+        loss = torch.nn.functional.cross_entropy(logits[torch.from_numpy(asked)], torch.from_numpy(answers))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(free.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, p in ours.named_parameters():
+        expected = free[name] * masks[name] if name in masks else free[name]
+        torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-5, msg=name)
+        if name in masks:
+            assert (p[~masks[name]] == 0).all() and (p[masks[name]] != 0).all()
+
+
+def test_zeros_that_a_loss_brings_back_stop_the_training_and_leave_the_checkpoint(tmp_path):
+    student = halved(model())
+
+    def meddling(m, tokens, labels):
+        student.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1.0
+        return training.answers_only(m, tokens, labels)
+
+    with pytest.raises(LabkitError, match=r"got 'model.layers.0.mlp.up_proj: 1 of \d+ zeros are zero no longer'"):
+        train(student, folder=tmp_path, loss=meddling)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000009"]
+
+
+OTHERS = [
+    ({"label": "another"}, "label training, not another"),
+    ({"tokens": 2 * TOKENS}, f"steps {STEPS}, not {2 * STEPS}"),
+    ({"batch": 2, "tokens": TOKENS // 2}, f"batch {BATCH}, not 2"),
+    ({"learning_rate": 2e-2}, "learning rate 0.01, not 0.02"),
+    ({"corpus": Corpus(abilities("recall", "shift"), seed=1, length=24)}, r"corpus [0-9a-f]{16}, not [0-9a-f]{16}"),
+    ({"model": Rung(32, 1)}, r"model [0-9a-f]{16}, not [0-9a-f]{16}"),
+    ({"mask": True}, r"masks [0-9a-f]{16}, not [0-9a-f]{16}"),
+]
+
+
+@pytest.mark.parametrize(("other", "differs"), OTHERS, ids=[next(iter(o)) for o, _ in OTHERS])
+def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path, other, differs):
+    def kill(loss):
+        raise Kill
+
+    with pytest.raises(Kill):
+        train(model(), folder=tmp_path, loss=failing(4, kill))
+    student = other.pop("model").build() if "model" in other else model()
+    student = halved(student) if other.pop("mask", False) else student
+    before = copy.deepcopy(student.state_dict())
+    options = {"batch": BATCH, "learning_rate": 1e-2, "folder": tmp_path, "tokens": TOKENS, "corpus": CORPUS, **other}
+    rule = "a checkpoint is resumed by the training it is of"
+    with pytest.raises(LabkitError, match=f"{rule}; got '{tmp_path}/step-00000003: {differs}'. Give a folder of its own"):
+        training.train(student, options.pop("corpus"), options.pop("tokens"), **options)
+    assert all(torch.equal(before[name], w) for name, w in student.state_dict().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_a_corpus_is_recognised_by_what_it_is_not_by_where_it_lies():
+    @dataclasses.dataclass
+    class Texts:
+        tokenizer: object
+        seed: int = 0
+        length: int = 24
+
+    asked = {"label": "a"}
+    one, same, other = (training._identity(model(), Texts(object(), seed), asked) for seed in (0, 0, 1))
+    assert one == same != other
+
+
+def test_the_progress_bar_is_closed_when_training_raises(monkeypatch):
+    bars = []
+
+    class Bar(training.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            bars.append(self)
+
+        def close(self):
+            self.was_closed = True
+            super().close()
+
+    monkeypatch.setattr(training, "tqdm", Bar)
+    with pytest.raises(LabkitError):
+        train(model(), loss=failing(0, lambda loss: loss * float("nan")))
+    assert bars[0].was_closed
+
+
+def test_a_model_with_tied_embeddings_is_kept_and_resumed(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+        return GPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=CORPUS.length, **shape))
+
+    def kill(loss):
+        raise Kill
+
+    whole, second = build(), build()
+    train(whole)
+    with pytest.raises(Kill):
+        train(build(), folder=tmp_path, loss=failing(7, kill))
+    train(second, folder=tmp_path)
+    assert second.lm_head.weight is second.transformer.wte.weight
+    for (name, a), b in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_peft_model_trains_its_adapters_alone():
+    base = halved(model())
+    before = {name: p.clone() for name, p in base.named_parameters()}
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    train(adapted)
+    for name, p in adapted.named_parameters():
+        if "lora_" in name:
+            assert p.abs().sum() > 0, name  # B begins at zero
+        else:
+            assert torch.equal(p, before[name.removeprefix("base_model.model.").replace(".base_layer", "")]), name

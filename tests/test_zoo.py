@@ -10,6 +10,7 @@ import torch
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
+from labkit.pruning import blocks, ledger
 from labkit.schooling import write_manifest
 from labkit.zoo import artifacts, damaged, load, manifest, sha256, zoo
 
@@ -90,6 +91,19 @@ def test_a_folder_without_weights_and_one_with_broken_weights(tmp_path):
 def test_a_local_folder_is_loaded_by_its_path(folder):
     model = load(str(folder / NAMES[0]), folder="/nowhere")
     assert torch.equal(model.lm_head.weight, Rung(16, 1).build(0).lm_head.weight)
+
+
+def test_a_pruned_model_whose_zeros_came_back_is_not_loaded(tmp_path):
+    model = Rung(16, 1).build(0)
+    weight = blocks.matrices(model)["model.layers.0.mlp.up_proj"].weight
+    weight[:, :4] = 0
+    ledger.record_masks(model)
+    model.save_pretrained(tmp_path)
+    assert load(str(tmp_path)).config.labkit_masks == model.config.labkit_masks
+    weight[3, :2] = 0.5
+    model.save_pretrained(tmp_path)
+    with pytest.raises(LabkitError, match=f"model.layers.0.mlp.up_proj: 2 of {4 * len(weight)} zeros are zero no longer"):
+        load(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["ladder/16x1/seed-7", "ladder/16x1"])

@@ -160,7 +160,7 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A shipped model, a folder or a hub id; or a run's folder.")],
     b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with: of the same kind.")],
     items: Annotated[int, typer.Option(min=1, help="Items per ability, for models.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the items and of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the items, for models.")] = 0,
     device: Annotated[str, _DEVICE] = "auto",
 ) -> None:
     """Compare two models, or two runs, item by item on the same items.
@@ -177,10 +177,10 @@ def compare(
         remedy = "Give two models, or the folders of two runs."
         raise LabkitError("what is compared is of one kind", f"the model {model} and the run {store}", remedy)
     if all(stores):
-        frame = comparison.compare_conditions(*_stored_rows(a, b), seed=seed)
+        frame = comparison.compare_conditions(*_stored_rows(a, b))
     else:
         where = _device(device)
-        frame = comparison.compare(*(_scored(name, items, seed, where) for name in (a, b)), seed=seed)
+        frame = comparison.compare(*(_scored(name, items, seed, where) for name in (a, b)))
     _console().print(_comparison_table(frame, a, b))
 
 
@@ -333,8 +333,8 @@ def _comparison_table(frame: pd.DataFrame, a: str, b: str) -> Table:
         ">beyond\nnoise",
         title=Text(f"A: {a}\nB: {b}"),
         caption=Text(
-            f"n: {'items' if one_seed else 'seeds x items'}, paired. Low to high: 95 % interval of B - A, resampling "
-            f"{'items' if one_seed else 'seeds, then items'}; beyond noise: it excludes 0, as one in twenty does by "
+            f"n: {'items' if one_seed else 'seeds x items'}, paired. Low to high: 95 % interval of B - A over "
+            f"{'items' if one_seed else 'seeds and items'}; beyond noise: it excludes 0, as one in twenty does by "
             "chance. Of nll_nats (nats) and brier, less is better."
         ),
     )  # fmt: skip

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 
 from labkit.errors import LabkitError
-from labkit.statistics import bootstrap_means, percentile_interval
+from labkit.pairing import UNIT
+from labkit.statistics import Spread, benjamini_hochberg, mean_interval, p_value
 
-COLUMNS = ("ability", "metric", "n_seeds", "n_items", "a", "b", "difference", "low", "high", "beyond_noise")
+_SCORES = ("ability", "metric", "n_seeds", "n_items", "a", "b", "difference")
+COLUMNS = (*_SCORES, "low", "high", "p", "p_adjusted", "beyond_noise")
 """Columns of a comparison. Scores are in the metric's unit; ``n_items`` counts the items of one seed."""
 
 CONDITION = ("rung", "compression", "sparsity")
@@ -18,34 +20,31 @@ _KEYS = ("ability", "metric", "item")
 _PAIRED = ("ability", "metric", "seed", "item")
 
 
-def compare(rows_a: pd.DataFrame, rows_b: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+def compare(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFrame:
     """Item-paired comparison of two models, or of two runs over the same training seeds.
 
-    The difference is b − a, in each item. Its 95 % percentile interval is a paired bootstrap: items are resampled, and
-    if both sides have the same two or more training seeds, seeds first and items within them. With one training seed
-    the interval speaks of these two models on other items, not of models trained with other seeds.
+    The difference is b − a, in each item. Its 95 % interval (`labkit.statistics.mean_interval`) is for new items, and
+    if both sides have the same two or more training seeds, for new seeds and new items. With one training seed the
+    interval speaks of these two models on other items, not of models trained with other seeds.
 
     Parameters
     ----------
     rows_a, rows_b : frames of `labkit.evaluate` or of a store: columns ability, metric, item, value, and where there
         are several training seeds, seed. Where both have ``chance``, it has to agree.
-    draws : resamples, ≥ 100. seed : of their generator.
 
     Returns
     -------
     One row per (ability, metric), in the order of `rows_a`, with the columns of `COLUMNS`. ``beyond_noise`` says that
     the interval excludes 0, which one in twenty does by chance where nothing differs; one item has no interval (NaN).
+    ``p`` is that of no difference; ``p_adjusted`` is p after Benjamini and Hochberg over all rows of the frame: among
+    those below .05, one in twenty is expected to be by chance.
 
     Raises
     ------
     LabkitError
         Columns missing, no rows, values that are not finite, an item scored twice, items or seeds that only one side
-        has, chance that differs, ``draws`` < 100.
-
-    Source: Efron & Tibshirani (1993), An Introduction to the Bootstrap, §8 and §13.3.
+        has, chance that differs.
     """
-    if draws < 100:
-        raise LabkitError("draws is at least 100", draws, "Give 100 or more, e.g. 2000.")
     a, b = (_scores(rows, side) for rows, side in ((rows_a, "the first"), (rows_b, "the second")))
     _same_seeds(a, b)
     absent = a.index.difference(b.index), b.index.difference(a.index)
@@ -59,15 +58,18 @@ def compare(rows_a: pd.DataFrame, rows_b: pd.DataFrame, draws: int = 2000, seed:
     paired = pd.DataFrame({"a": a["value"], "b": b["value"]})
     groups = {key: _table(group) for key, group in paired.groupby(level=["ability", "metric"], sort=False)}
     rows = []
-    for (key, pair), bounds in zip(groups.items(), _intervals([b - a for a, b in groups.values()], draws, seed)):
+    for key, pair in groups.items():
         means = [float(side.mean()) for side in pair]
+        bounds, p = _noise(pair[1] - pair[0], UNIT.get(key[1], 0.0))
         beyond = bool(bounds[0] > 0 or bounds[1] < 0)
-        rows.append((*key, *pair[0].shape, *means, means[1] - means[0], *map(float, bounds), beyond))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+        rows.append((*key, *pair[0].shape, *means, means[1] - means[0], *map(float, bounds), p, np.nan, beyond))
+    return _adjusted(pd.DataFrame(rows, columns=list(COLUMNS)))
 
 
-def compare_conditions(rows_a: pd.DataFrame, rows_b: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+def compare_conditions(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFrame:
     """`compare` in every (rung, compression, sparsity) that both sides have: its rows, with those columns in front.
+
+    ``p_adjusted`` is over all rows of the frame.
 
     Raises LabkitError as `compare` does, and where the two have nothing in common.
     """
@@ -81,9 +83,9 @@ def compare_conditions(rows_a: pd.DataFrame, rows_b: pd.DataFrame, draws: int = 
     size = rows_a.groupby("rung", observed=True)["params"].max()  # a compression may remove parameters: the parent's
     frames = []
     for key in sorted(common, key=lambda key: (size[key[0]], key)):
-        frame = compare(sides[0][key], sides[1][key], draws, seed)
+        frame = compare(sides[0][key], sides[1][key])
         frames.append(frame.assign(**dict(zip(CONDITION, key, strict=True)))[[*CONDITION, *COLUMNS]])
-    return pd.concat(frames, ignore_index=True)
+    return _adjusted(pd.concat(frames, ignore_index=True))
 
 
 def _scores(rows: pd.DataFrame, side: str) -> pd.DataFrame:
@@ -132,17 +134,16 @@ def _table(group: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return wide["a"].to_numpy(), wide["b"].to_numpy()
 
 
-def _intervals(differences: list[np.ndarray], draws: int, seed: int) -> list[np.ndarray]:
-    """95 % bounds of the mean of each (seeds, items) table. Tables of one shape share their resamples."""
-    bounds: list = [None] * len(differences)
-    for shape in {table.shape for table in differences}:
-        members = [number for number, table in enumerate(differences) if table.shape == shape]
-        stacked = np.stack([differences[number] for number in members])
-        if shape[0] == 1:  # items take the place of seeds, each with a single value
-            stacked = stacked.swapaxes(1, 2)
-        for number, pair in zip(members, percentile_interval(bootstrap_means(stacked, draws, seed)).T, strict=True):
-            bounds[number] = pair
-    return bounds
+def _noise(differences: np.ndarray, unit: float) -> tuple[np.ndarray, float]:
+    """95 % bounds and p of the mean of a (seeds, items) table of differences."""
+    # One seed says nothing about others: its items take the place of seeds, each with a single value.
+    table = differences.T if differences.shape[0] == 1 else differences
+    spread = Spread.of(table[None])
+    return mean_interval(spread, [1.0], unit=unit), float(p_value(spread, [1.0], unit))
+
+
+def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(p_adjusted=benjamini_hochberg(frame["p"]))
 
 
 def _name(key: tuple) -> str:

@@ -25,7 +25,7 @@ CPU_BATCH_TOKENS, BATCH_TOKENS = 2_048, 16_384
 """Tokens in one forward pass: on a CPU few enough for activations to stay in its cache, elsewhere enough to fill it."""
 
 MAX_WORKERS = 8
-"""Batches scored at once on a CPU. Between two operations a worker holds Python's one lock, so more would queue for it."""
+"""Batches scored at once on a CPU. Between operations a worker holds Python's one lock: more would queue for it."""
 
 _Batch = tuple[Items, np.ndarray, np.ndarray]
 """Items, the numbers of rows of one length, and (metrics, items) float64 values to write to at those rows."""

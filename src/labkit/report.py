@@ -227,9 +227,8 @@ def _emergence(rows: pd.DataFrame) -> str:
 def _retention(verdicts: pd.DataFrame, rule: Rule) -> str:
     caption = (
         "Retention = (compressed - chance) / (dense - chance), paired with the same seed's dense model. Bars are 95 % "
-        "intervals of a hierarchical bootstrap over seeds, then items. With few seeds they are too narrow: where seeds "
-        "differ more than items do, simulated 95 % intervals covered the truth in 79, 85 and 90 % of cases with 3, 5 "
-        "and 8 seeds. No bar: one seed, or no bounds. Hollow: undecided."
+        "intervals over seeds and items (Fieller, with t quantiles; see labkit.statistics.ratio_interval). No interval "
+        "over a few seeds can see a failure that none of them shows. No bar: one seed, or no bounds. Hollow: undecided."
     )
 
     def draw(columns: int) -> Figure:

@@ -93,7 +93,8 @@ def train(
     device = next(model.parameters()).device
     zero_pruned = hold(model)
     optimizer = _optimizer(model, learning_rate)
-    identity = _identity(model, corpus, {"label": label, "steps": steps, "batch": batch, "learning rate": learning_rate})
+    asked = {"label": label, "steps": steps, "batch": batch, "learning rate": learning_rate}
+    identity = _identity(model, corpus, asked)
     first, seconds, history = _resume(folder, model, optimizer, identity)
     rate = lambda step: learning_rate * min(1, (step + 1) / 100, (steps - step) / (0.4 * steps))  # noqa: E731
     forward = compiled(model)

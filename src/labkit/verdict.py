@@ -8,15 +8,14 @@ import numpy as np
 import pandas as pd
 
 from labkit.errors import LabkitError
-from labkit.pairing import BEST, UNCOMPRESSED, UNIT, Block, Group, Tables, paired, primary, tables
+from labkit.pairing import UNCOMPRESSED, UNIT, Group, Tables, gains, having, paired, primary, tables
 from labkit.records import DENSE, NLL_NATS, columns
 from labkit.statistics import Spread, jeffreys_interval, mcnemar, mean_interval, one_sided, p_value, ratio_interval
 
 VERDICTS = ("kept", "degraded", "lost", "undecided", "absent")
 """Every value of the column ``verdict``."""
 
-SCORE, BEFORE = np.eye(4)[:2]
-"""Weights of the compressed and of the dense gain in a case's four; the other two are the same in nats."""
+_COMPRESSED, _DENSE = np.eye(2)  # weights of the two gains of a case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,8 @@ class _Case:
 
     group: Group
     scores: tuple[float, float, float]  # means: dense, compressed, chance
-    gains: np.ndarray  # (4, seeds used, items): compressed, dense, compressed in nats, dense in nats
+    gains: np.ndarray  # (2, seeds used, items): compressed, dense
+    nats: np.ndarray  # the same on nll_nats; NaN where these seeds have none
     flips: tuple[int, int] | None  # right to wrong, wrong to right, of all items of all seeds used
     gate: float  # gain that a dense model must reach
     seeds_with: int
@@ -155,33 +155,19 @@ def within(bounds: np.ndarray, margin: float) -> np.ndarray:
     return (1 - margin <= bounds[0]) & (bounds[1] <= 1 + margin)
 
 
-def having(dense: Block, metric: str, gate: float) -> tuple[np.ndarray, float]:
-    """Seeds whose own dense model passes the gate, and the gain over chance that this takes."""
-    headroom = BEST[metric] - dense.chance.mean()
-    least, gain = gate * abs(headroom), np.sign(headroom) * (dense.value - dense.chance).mean(axis=1)
-    return dense.seeds[(gain >= least) & (gain > 0)], least
-
-
-def gains(metric: str, seeds: np.ndarray, *blocks: Block) -> np.ndarray:
-    """Scores over the chance of the last block, the dense one, more being better: (blocks, seeds, items)."""
-    values = np.stack([block.at(seeds).value for block in blocks])
-    chance = blocks[-1].at(seeds).chance
-    return np.sign(BEST[metric] - blocks[-1].chance.mean()) * (values - chance)
-
-
 def _case(metrics: Tables, group: Group, rule: Rule) -> _Case:
     compressed, dense = paired(metrics, group)
     whole = metrics[group.metric][UNCOMPRESSED]
     have, gate = having(whole, group.metric, rule.gate)
     used = np.intersect1d(have, compressed.seeds)
-    both = np.full((4, len(used), len(compressed.items)), np.nan)
-    both[:2] = gains(group.metric, used, compressed, dense)
+    both = gains(group.metric, used, compressed, dense)
+    in_nats = np.full_like(both, np.nan)
     if all(key in metrics.get(NLL_NATS, ()) for key in (UNCOMPRESSED, group.condition)):
         nats, dense_nats = paired(metrics, group._replace(metric=NLL_NATS))
         if not np.array_equal(nats.items, compressed.items):
             raise LabkitError("all metrics of an ability score the same items", str(group), "Score them again.")
         if np.isin(used, nats.seeds).all():
-            both[2:] = gains(NLL_NATS, used, nats, dense_nats)
+            in_nats = gains(NLL_NATS, used, nats, dense_nats)
     missing = np.setdiff1d(have, compressed.seeds)
     remarks = [f"dense seeds {_listed(missing)} have it and were not compressed"] if missing.size else []
     shown = used if used.size else compressed.seeds
@@ -192,21 +178,21 @@ def _case(metrics: Tables, group: Group, rule: Rule) -> _Case:
     scores = tuple(float(part.mean()) for part in (dense.value, compressed.value, dense.chance))
     right, still = dense.value == 1, compressed.value == 1
     flips = (int((right & ~still).sum()), int((still & ~right).sum())) if UNIT[group.metric] and used.size else None
-    return _Case(group, scores, both, flips, gate, len(have), len(whole.seeds), tuple(remarks))
+    return _Case(group, scores, both, in_nats, flips, gate, len(have), len(whole.seeds), tuple(remarks))
 
 
 def _verdict(case: _Case, rule: Rule) -> VerdictRow:
     n_seeds, n_items = case.gains.shape[1:]
     unit, spread = UNIT[case.group.metric], Spread.of(case.gains) if n_seeds else None
-    if spread is None or mean_interval(spread, BEFORE, unit=unit)[0] < case.gate:
+    if spread is None or mean_interval(spread, _DENSE, unit=unit)[0] < case.gate:
         dense, _, chance = case.scores
         retained, nats, tests = (np.nan,) * 5, (np.nan,) * 5, (np.nan,) * 2
         verdict = "absent"
         reason = f"dense score {dense:.3g} is not reliably {case.gate:.3g} better than chance {chance:.3g}"
     else:
-        retained = _retained(spread, SCORE, BEFORE, unit)
-        nats = _retained(spread, np.eye(4)[2], np.eye(4)[3], 0.0)
-        tests = _tests(spread, rule, unit)
+        spread_nats = Spread.of(case.nats)
+        retained, nats = _retained(spread, unit), _retained(spread_nats, 0.0)
+        tests = _tests(spread, spread_nats, rule, unit)
         verdict, reason = _decide(retained, nats, n_seeds, rule)
     if 0 < case.seeds_with < case.seeds_all:
         low, high = jeffreys_interval(case.seeds_with, case.seeds_all)
@@ -221,25 +207,23 @@ def _verdict(case: _Case, rule: Rule) -> VerdictRow:
     return VerdictRow(*described, *retained, nats[0], *nats[3:], *counts, *flips, *tests, verdict, reason)
 
 
-def _retained(spread: Spread, over: np.ndarray, under: np.ndarray, unit: float) -> tuple[float, ...]:
+def _retained(spread: Spread, unit: float) -> tuple[float, ...]:
     """Retention and its 95 % and 90 % bounds; NaN where the dense gain is not told from zero."""
-    compressed, dense = (spread.mean[weights == 1][0] for weights in (over, under))
-    bounds = (bound for level in (0.95, 0.90) for bound in ratio_interval(spread, over, under, level, unit))
-    return (float(compressed / dense) if dense > 0 else np.nan, *map(float, bounds))
+    compressed, dense = spread.mean
+    bounds = [ratio_interval(spread, _COMPRESSED, _DENSE, level, unit) for level in (0.95, 0.90)]
+    return (float(compressed / dense) if dense > 0 else np.nan, *map(float, np.concatenate(bounds)))
 
 
-def _tests(spread: Spread, rule: Rule, unit: float) -> tuple[float, float]:
+def _tests(spread: Spread, nats: Spread, rule: Rule, unit: float) -> tuple[float, float]:
     """p of kept (the largest of four one-sided tests) and of lost."""
 
-    def above(over: int, bound: float, of: float) -> float:
-        weights = np.zeros(4)
-        weights[over], weights[over + 1] = 1, -bound
-        means = spread.mean[over] - bound * spread.mean[over + 1]
-        return float(one_sided(p_value(spread, weights, of), means > 0))
+    def above(scores: Spread, bound: float, of: float) -> float:
+        weights = _COMPRESSED - bound * _DENSE
+        return float(one_sided(p_value(scores, weights, of), scores.mean @ weights > 0))
 
     low, high = 1 - rule.margin, 1 + rule.margin
-    kept = [p for over, of in ((0, unit), (2, 0.0)) for p in (above(over, low, of), 1 - above(over, high, of))]
-    return float(np.max(kept)), 1 - above(0, rule.lost, unit)
+    kept = [p for each, of in ((spread, unit), (nats, 0.0)) for p in (above(each, low, of), 1 - above(each, high, of))]
+    return float(np.max(kept)), 1 - above(spread, rule.lost, unit)
 
 
 def _decide(retained: tuple[float, ...], nats: tuple[float, ...], n_seeds: int, rule: Rule) -> tuple[str, str]:

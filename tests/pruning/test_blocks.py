@@ -1,27 +1,25 @@
-"""Blocks are found in any decoder, and walking over them gives what a plain forward pass gives."""
+"""Blocks and their matrices are found in any decoder; what cannot be pruned is named."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
 from labkit.pruning import blocks
 
-TOKENS = torch.randint(168, (6, 12), generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
 
 
-def gemma() -> Gemma2ForCausalLM:
-    """Its blocks take turns between a sliding window and full attention, so each is called with its own mask."""
-    config = Gemma2Config(
-        vocab_size=168, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, sliding_window=4, attn_implementation="eager",
+def mixtral() -> MixtralForCausalLM:
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4,
     )  # fmt: skip
-    torch.manual_seed(0)
-    return Gemma2ForCausalLM(config).eval()
+    return MixtralForCausalLM(config)
 
 
 def test_matrices_are_those_of_the_blocks_and_nothing_else():
@@ -31,60 +29,54 @@ def test_matrices_are_those_of_the_blocks_and_nothing_else():
     assert not any("embed" in name or "head" in name for name in found)
 
 
-@pytest.mark.parametrize("model", [Rung(32, 3).build().eval(), gemma()], ids=["llama", "gemma2"])
-def test_walking_without_a_change_gives_the_norms_of_a_plain_forward_pass(model, monkeypatch):
-    monkeypatch.setattr(blocks, "MICRO_BATCH_TOKENS", 4 * 12)  # 6 sequences: a part of 4, a rest of 2
-    inputs: dict[str, torch.Tensor] = {}
-    handles = [
-        linear.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0].detach()}))
-        for name, linear in blocks.matrices(model).items()
-    ]
-    with torch.no_grad():
-        model(input_ids=TOKENS, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    walked = {name: norms for step in blocks.walk(model, TOKENS) for name, norms in step.items()}
-    assert list(walked) == [name for name in walked if name in inputs] and len(walked) == len(inputs)
-    for name, norms in walked.items():
-        assert norms.dtype == torch.float32
-        torch.testing.assert_close(norms, inputs[name].flatten(0, 1).norm(dim=0), rtol=1e-4, atol=1e-6)
-
-
-def test_the_next_block_sees_what_was_done_to_the_last():
-    model = Rung(32, 2).build().eval()
-    steps = blocks.walk(model, TOKENS)
-    next(steps)
-    with torch.no_grad():
-        model.model.layers[0].mlp.down_proj.weight.zero_()
-    changed = next(steps)["model.layers.1.self_attn.q_proj"]
-    fresh = list(blocks.walk(model, TOKENS))[1]["model.layers.1.self_attn.q_proj"]
-    torch.testing.assert_close(changed, fresh)
-
-
-def test_walking_leaves_no_hook_behind():
-    model = Rung(32, 1).build().eval()
-    list(blocks.walk(model, TOKENS))
-    assert not any(module._forward_pre_hooks for module in model.modules())
-
-
-def test_a_block_that_gives_nan_is_named():
-    model = Rung(32, 3).build().eval()
-    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
-    with pytest.raises(LabkitError, match="activations are finite; got 'NaN or infinity after block model.layers.1'"):
-        list(blocks.walk(model, TOKENS))
-
-
-def test_a_matrix_that_calibration_never_reaches_is_named():
-    model = Rung(32, 1).build().eval()
-    model.model.layers[0].expert = nn.Linear(4, 4)
-    with pytest.raises(LabkitError, match="every matrix takes part .* got 'model.layers.0.expert'"):
-        list(blocks.walk(model, TOKENS))
-
-
-def test_matrices_of_another_kind_are_named():
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=168, n_embd=32, n_layer=1, n_head=2))
-    with pytest.raises(LabkitError, match="only matrices in torch.nn.Linear .*'transformer.h.0.attn.c_attn, a Conv1D'"):
+def test_a_matrix_of_another_kind_is_named_with_its_class_and_the_reason():
+    model = Rung(32, 1).build()
+    model.model.layers[0].positions = nn.Embedding(4, 4)
+    with pytest.raises(LabkitError, match="be pruned; got 'model.layers.0.positions, a Embedding: its matrices are"):
         blocks.matrices(model)
+
+
+def test_experts_in_another_layout_are_named():
+    model = mixtral()
+    model.model.layers[0].mlp.experts.is_transposed = True
+    with pytest.raises(LabkitError, match=r"got 'model.layers.0.mlp.(gate|experts), a Mixtral\w+: its matrices are"):
+        blocks.matrices(model)
+
+
+def test_weights_that_are_not_floating_point_are_refused():
+    model = Rung(32, 1).build()
+    linear = model.model.layers[0].mlp.up_proj
+    linear.weight = nn.Parameter(linear.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(LabkitError, match="up_proj, a Linear: its weights are torch.int8, not floating point"):
+        blocks.matrices(model)
+
+
+def test_a_matrix_is_a_writable_view_outputs_by_inputs_of_its_stored_tensor(decoder):
+    state = decoder.state_dict()
+    for matrix in blocks.matrices(decoder).values():
+        before = state[matrix.key].count_nonzero()
+        matrix.weight[0].zero_()
+        assert matrix.weight.shape[1] in (32, 48, 64) and matrix.weight.shape[1] == inputs_of(matrix)
+        assert before - state[matrix.key].count_nonzero() == matrix.weight.shape[1]
+
+
+def inputs_of(matrix: blocks.Matrix) -> int:
+    """By how its module multiplies."""
+    if matrix.expert is not None:
+        return getattr(matrix.module, {"gate_up_proj": "hidden_dim", "down_proj": "intermediate_dim"}[matrix.parameter])
+    return getattr(matrix.module, "in_features", None) or matrix.module.nx
+
+
+def test_every_parameter_of_the_blocks_with_two_dimensions_is_a_matrix_but_for_the_router(decoder):
+    inside = {
+        f"{prefix}.{name}"
+        for prefix, block in [blocks.decoder_blocks(decoder)]
+        for name, parameter in block.named_parameters()
+        if parameter.ndim > 1
+    }
+    assert inside - {matrix.key for matrix in blocks.matrices(decoder).values()} == {
+        name for name in inside if name.endswith(".mlp.gate.weight")
+    }
 
 
 def test_a_model_without_blocks_is_refused():
@@ -103,12 +95,21 @@ def test_a_model_without_blocks_is_refused():
         (TOKENS[0], r"int64 with shape \(sequences, time\); got 'torch.int64 \(12,\)'"),
         (TOKENS[:0], r"int64 with shape \(sequences, time\); got 'torch.int64 \(0, 12\)'"),
         (TOKENS.new_tensor([[3, 168]]), r"lie in the vocabulary, 0\.\.167; got 'tokens 3\.\.168'"),
+        (TOKENS.new_tensor([[5, 0], [3, 4]]), "are never padded; got 'the padding token 0 in 1 of 2 sequences'"),
         (TOKENS.new_tensor([[-1, 3]]), r"lie in the vocabulary, 0\.\.167; got 'tokens -1\.\.3'"),
     ],
 )
 def test_unfit_calibration_is_refused(calibration, message):
     with pytest.raises(LabkitError, match=f"{message}.*never padded"):
         blocks.check_calibration(Rung(32, 1).build(), calibration, "wanda")
+
+
+def test_where_the_end_of_a_text_is_also_the_padding_one_is_no_padding_and_two_are():
+    model = Rung(32, 1).build()
+    model.config.eos_token_id = [model.config.pad_token_id]
+    blocks.check_calibration(model, TOKENS.new_tensor([[5, 0, 5]]), "wanda")
+    with pytest.raises(LabkitError, match="padding token 0 in 1 of 1 sequences"):
+        blocks.check_calibration(model, TOKENS.new_tensor([[5, 0, 0]]), "wanda")
 
 
 def test_sparsity_is_the_share_of_zeros_in_the_matrices():

@@ -1,6 +1,8 @@
-"""Block influence against its formula, token by token."""
+"""Importances of blocks against their formulas, token by token."""
 
 from __future__ import annotations
+
+import copy
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import blocks, importance
+from labkit.pruning import blocks, drop_layers, importance, surgery
 
 TOKENS = torch.randint(168, (5, 8), generator=torch.Generator().manual_seed(0))
 
@@ -51,3 +53,66 @@ def test_nan_activations_are_named():
 def test_every_importance_gives_one_score_per_block(measure):
     scores = measure(Rung(32, 3).build().eval(), TOKENS, torch.Generator().manual_seed(0))
     assert scores.shape == (3,)
+
+
+def mean_loss(model, tokens: torch.Tensor) -> float:
+    """Token by token, in NumPy."""
+    with torch.no_grad():
+        logits = model(input_ids=tokens).logits.numpy().astype(np.float64)
+    losses = []
+    for row, sequence in zip(logits, tokens.tolist(), strict=True):
+        for t, following in enumerate(sequence[1:]):
+            losses.append(np.log(np.exp(row[t] - row[t].max()).sum()) + row[t].max() - row[t][following])
+    return float(np.mean(losses))
+
+
+def test_loss_is_that_of_the_model_without_the_block(decoder, tokens, monkeypatch):
+    monkeypatch.setattr(blocks, "MICRO_BATCH_TOKENS", 3 * 24)
+    dense, expected = mean_loss(decoder, tokens), []
+    for i in range(2):
+        short = copy.deepcopy(decoder)
+        surgery.keep_layers(short, [1 - i])
+        expected.append(mean_loss(short, tokens) - dense)
+    scores = importance.loss(decoder, tokens, torch.Generator())
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert mean_loss(decoder, tokens) == dense
+
+
+def test_block_influence_of_every_architecture(decoder, tokens):
+    # Independent: transformers' own hidden states, the last of which has gone through the final norm
+    with torch.no_grad():
+        states = decoder(input_ids=tokens, output_hidden_states=True).hidden_states
+    cosine = torch.cosine_similarity(states[0], states[1], dim=-1).mean().item()
+    scores = importance.block_influence(decoder, tokens, torch.Generator())
+    assert scores[0].item() == pytest.approx(1 - cosine, abs=1e-5)
+
+
+def test_a_block_that_does_nothing_loses_nothing():
+    model = Rung(32, 2).build().eval()
+    for linear in (model.model.layers[0].self_attn.o_proj, model.model.layers[0].mlp.down_proj):
+        linear.weight.data.zero_()
+    assert importance.loss(model, TOKENS, torch.Generator())[0].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_loss_drops_the_block_that_costs_least():
+    model = Rung(32, 3).build(seed=1).eval()
+    costs = importance.loss(model, TOKENS, torch.Generator())
+    expected = copy.deepcopy(model)
+    surgery.keep_layers(expected, sorted(costs.argsort()[1:].tolist()))
+    short = drop_layers(model, keep=2, importance="loss", calibration=TOKENS)
+    assert mean_loss(short, TOKENS) == mean_loss(expected, TOKENS)
+
+
+def test_loss_without_a_next_token_is_refused():
+    model = Rung(32, 2).build().eval()
+    with pytest.raises(LabkitError, match=r"a next-token loss needs sequences of at least 2 tokens; got \(5, 1\)"):
+        importance.loss(model, TOKENS[:, :1], torch.Generator())
+    with pytest.raises(LabkitError, match="importance 'loss' needs calibration tokens; got None"):
+        importance.loss(model, None, torch.Generator())
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    model = Rung(32, 2).build().eval()
+    model.lm_head.weight.data[0, 0] = float("nan")
+    with pytest.raises(LabkitError, match="calibration losses are finite; got 'nan without any change'"):
+        importance.loss(model, TOKENS, torch.Generator())

@@ -10,15 +10,16 @@ import torch
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import CRITERIA, blocks, prune, sparsity
+from labkit.lineage import lineage
+from labkit.pruning import CRITERIA, blocks, ledger, prune, prune_gradually, schedule, sparsity
 
-TOKENS = torch.randint(168, (6, 12), generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
 MODEL = Rung(32, 2).build().eval()
-NAMES = [criterion.__name__ for criterion in CRITERIA]
+NAMES = [name for name in CRITERIA if name != "sparsegpt"]
 
 
 def weights(model) -> dict[str, np.ndarray]:
-    return {name: linear.weight.detach().numpy() for name, linear in blocks.matrices(model).items()}
+    return {name: linear.weight.numpy() for name, linear in blocks.matrices(model).items()}
 
 
 @pytest.mark.parametrize("group", ["row", "layer"])
@@ -88,7 +89,7 @@ def test_wanda_agrees_with_numpy_block_by_block():
             half.model.layers[i].load_state_dict(pruned.model.layers[i].state_dict())
         inputs: dict[str, np.ndarray] = {}
         for name, linear in blocks.matrices(half).items():
-            linear.register_forward_pre_hook(
+            linear.module.register_forward_pre_hook(
                 lambda _, args, inputs=inputs, name=name: inputs.update(
                     {name: args[0].detach().double().flatten(0, 1).numpy()}
                 )
@@ -161,5 +162,115 @@ def test_two_of_four_on_a_width_that_four_does_not_divide_names_the_matrix():
 def test_nan_in_the_weights_stops_wanda_at_its_block():
     model = copy.deepcopy(MODEL)
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
-    with pytest.raises(LabkitError, match="NaN or infinity after block model.layers.1"):
+    with pytest.raises(LabkitError, match="got 'NaN or infinity at the inputs of model.layers.1.mlp.down_proj'"):
         prune(model, "wanda", sparsity=0.5, calibration=TOKENS)
+
+
+def test_what_was_done_is_recorded_with_the_model():
+    pruned = prune(MODEL, "wanda", 0.5, calibration=TOKENS, seed=3)
+    asked = {"criterion": "wanda", "sparsity": 0.5, "pattern": None, "group": None, "seed": 3}
+    assert lineage(pruned) == (*lineage(MODEL), {"verb": "prune", **asked})
+    assert ledger.masks_of(pruned).keys() == blocks.matrices(pruned).keys() and not lineage(MODEL)
+    ledger.check_masks(pruned)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_budget_for_each_matrix_and_what_is_not_named_stays(criterion):
+    names = list(blocks.matrices(MODEL))
+    budgets = {names[1]: 0.25, names[6]: 0.75}
+    pruned = blocks.matrices(prune(MODEL, criterion, budgets, calibration=TOKENS))
+    for name, matrix in pruned.items():
+        assert (matrix.weight == 0).float().mean() == budgets.get(name, 0.0)
+        if name not in budgets and ".0." in name:
+            assert torch.equal(matrix.weight, blocks.matrices(MODEL)[name].weight)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"sparsity": {"model.layers.0.mlp.up": 0.5}}, "known matrix is needed; .*Nearest: model.layers.0.mlp.up_proj"),
+        ({"sparsity": {"model.layers.0.mlp.up_proj": 1.0}}, r"sparsity lies in \[0, 1\); got 1.0"),
+    ],
+)
+def test_a_bad_budget_is_refused(asked, message):
+    with pytest.raises(LabkitError, match=message):
+        prune(MODEL, calibration=TOKENS, **asked)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_zeros_of_a_sparse_model_count_and_stay(criterion):
+    half = prune(MODEL, "random", 0.5, group="row", seed=1)
+    for share, expected in ((0.75, 0.75), (0.25, 0.5)):
+        again = weights(prune(half, criterion, share, calibration=TOKENS, group="row", seed=2))
+        for name, weight in weights(half).items():
+            assert (again[name][weight == 0] == 0).all()
+            assert (again[name] == 0).mean() == expected
+
+
+def test_outputs_that_lose_all_their_weights_are_warned_of_and_rows_keep_some():
+    model = copy.deepcopy(MODEL)
+    for block in model.model.layers:
+        block.mlp.up_proj.weight.data[:3] *= 1e-6
+    with pytest.warns(UserWarning, match=r"3 outputs of model.layers.0.mlp.up_proj have .* \(and so in 1 further"):
+        prune(model, "magnitude", 0.5)
+    rows = weights(prune(model, "magnitude", 0.5, group="row"))
+    assert all((weight != 0).any(1).all() for weight in rows.values())
+
+
+def test_a_quantised_model_is_refused():
+    model = copy.deepcopy(MODEL)
+    model.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(LabkitError, match="pruned before it is quantised; got 'a quantised LlamaForCausalLM'"):
+        prune(model, "magnitude", 0.5)
+
+
+def test_adapters_that_are_not_merged_are_refused():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(copy.deepcopy(MODEL), LoraConfig(target_modules=["q_proj"])).base_model.model
+    with pytest.raises(LabkitError, match="adapters are merged .* got 'one at model.layers.0.self_attn.q_proj'"):
+        prune(model, "magnitude", 0.5)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_nan_weight_is_named(criterion):
+    model = copy.deepcopy(MODEL)
+    model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
+    if criterion != "random":  # it does not look at the weights
+        with pytest.raises(LabkitError, match="are finite; got 'NaN or infinity in model.layers.1.mlp.down_proj'"):
+            prune(model, criterion, 0.5, calibration=TOKENS)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_pruning_in_steps_only_ever_adds_zeros(criterion):
+    seen = []
+
+    def between(model):
+        seen.append(model)
+        moved = copy.deepcopy(model)
+        for weight in weights(moved).values():
+            weight += 0.01 * np.sign(weight)
+        return moved
+
+    last = prune_gradually(MODEL, criterion, schedule(0.75, 3), between, calibration=TOKENS, group="row")
+    assert len(seen) == 2
+    for before, after in zip(seen, [*seen[1:], last], strict=True):
+        assert sparsity(before) < sparsity(after)
+        assert all((weights(after)[name][weight == 0] == 0).all() for name, weight in weights(before).items())
+    assert sparsity(last) == 0.75
+
+
+def test_what_fills_zeros_between_steps_is_found_out():
+    def fills(model):
+        model = copy.deepcopy(model)
+        model.model.layers[0].mlp.up_proj.weight.data += 1
+        return model
+
+    with pytest.raises(LabkitError, match="model.layers.0.mlp.up_proj: .* zeros are zero no longer"):
+        prune_gradually(MODEL, "magnitude", (0.2, 0.4), fills)
+
+
+@pytest.mark.parametrize("sparsities", [(), (0.5, 0.5), (0.6, 0.5)])
+def test_steps_that_do_not_rise_are_refused(sparsities):
+    with pytest.raises(LabkitError, match="sparsities of pruning in steps rise; got .*schedule"):
+        prune_gradually(MODEL, "magnitude", sparsities, lambda model: model)

@@ -127,18 +127,20 @@ def logits_on(model, tokens: torch.Tensor) -> torch.Tensor:
     return model(input_ids=tokens).logits
 
 
-def with_six_blocks(decoder):
-    """The decoder with its two blocks three times, each slightly different, as transformers would have built it."""
-    config = copy.deepcopy(decoder.config)
-    config.num_hidden_layers = 6
-    if getattr(config, "layer_types", None) is not None:
-        config.layer_types = [*config.layer_types] * 3
-    torch.manual_seed(1)
-    deep = type(decoder)(config).eval()
+def variant(model, **changes):
+    """A fresh random model of the same architecture, its config changed, its biases and norms drawn too."""
+    torch.manual_seed(0)
+    new = type(model)(type(model.config)(**{**model.config.to_dict(), **changes})).eval()
     with torch.no_grad():
-        for parameter in deep.parameters():
+        for parameter in new.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return deep
+    return new
+
+
+def with_six_blocks(decoder):
+    """The architecture with the kinds of its two blocks three times."""
+    types = getattr(decoder.config, "layer_types", None)
+    return variant(decoder, num_hidden_layers=6, **({"layer_types": types * 3} if types else {}))
 
 
 def test_dropping_layers_of_every_architecture(decoder, tokens, tmp_path):
@@ -160,7 +162,7 @@ def test_dropping_layers_of_every_architecture(decoder, tokens, tmp_path):
         assert short.config.layer_types == [deep.config.layer_types[i] for i in (0, 3, 4)]
 
     short.save_pretrained(tmp_path)
-    attention = decoder.config._attn_implementation
+    attention = short.config._attn_implementation
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=attention).eval()
     assert torch.equal(logits_on(loaded, tokens), logits_on(short, tokens))
     with_cache, without = (
@@ -259,7 +261,7 @@ def dimensions_that_do_nothing(decoder, architecture: str, stay: torch.Tensor) -
             if name.endswith(f".{names.get(architecture, default)}.bias"):
                 clear(parameter)
     for module in decoder.modules():
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding) and module.embedding_dim == 32:
             clear(module.weight.T)
     for norm in width_norms(decoder):
         if getattr(norm, "bias", None) is not None:
@@ -313,25 +315,33 @@ def test_hidden_dimensions_that_hold_nothing_go_without_a_trace_but_for_the_norm
     torch.testing.assert_close(logits_on(small, tokens), logits_on(decoder, tokens), atol=1e-4, rtol=1e-4)
 
 
+OLD = {"new_decoder_architecture": False, "num_ln_in_parallel_attn": None}
 FALCONS = {
-    "one group": {"new_decoder_architecture": False, "multi_query": True},
-    "a group to each head": {"new_decoder_architecture": False, "multi_query": False},
+    "one group": {**OLD, "multi_query": True},
+    "a group to each head": {**OLD, "multi_query": False, "num_kv_heads": 4},
     "one norm": {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "bias": True},
-    "in series": {"new_decoder_architecture": False, "multi_query": True, "parallel_attn": False},
+    "in series": {**OLD, "multi_query": True, "parallel_attn": False},
 }
 OPTS = {"projected": {"word_embed_proj_dim": 20}, "post-norm": {"do_layer_norm_before": False}}
 
 
-@pytest.mark.parametrize("variant", [*FALCONS, *OPTS, "no n_inner"])
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [*(("falcon", name) for name in FALCONS), *(("opt", name) for name in OPTS), ("gpt2", "no n_inner")],
+    indirect=["architecture"],
+)
 @torch.no_grad()
-def test_variants_of_an_architecture(decoder_of, variant, tokens, tmp_path):
-    architecture = "falcon" if variant in FALCONS else "opt" if variant in OPTS else "gpt2"
-    decoder = decoder_of(architecture, **{**FALCONS, **OPTS}.get(variant, {"n_inner": None}))
+def test_variants_of_an_architecture(decoder, architecture, name, tokens, tmp_path):
+    decoder = variant(decoder, **{**FALCONS, **OPTS}.get(name, {"n_inner": None}))
     heads_that_do_nothing(decoder, architecture)
     stay = torch.randperm(32, generator=torch.Generator().manual_seed(2))[:16].sort().values
     tiny_epsilon(decoder)
     dimensions_that_do_nothing(decoder, architecture, stay)
-    if variant == "projected":  # it is not the embedding that writes, but the projection after it
+    if name == "post-norm":  # what it writes has mean zero too
+        for norm in width_norms(decoder):
+            norm.weight.fill_(1)
+            norm.bias[stay] -= norm.bias[stay].mean()
+    if name == "projected":  # it is not the embedding that writes, but the projection after it
         project = decoder.model.decoder.project_in.weight
         project[[i for i in range(32) if i not in stay]] = 0
         project[stay] -= project[stay].mean(0)
@@ -346,9 +356,10 @@ def test_variants_of_an_architecture(decoder_of, variant, tokens, tmp_path):
     torch.testing.assert_close(logits_on(small, tokens), logits_on(decoder, tokens), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["mistral"], indirect=True)
 @torch.no_grad()
-def test_whole_groups_that_write_nothing_go_without_a_trace(decoder_of, tokens):
-    decoder = decoder_of("mistral", num_attention_heads=8, num_key_value_heads=4, head_dim=6)
+def test_whole_groups_that_write_nothing_go_without_a_trace(decoder, tokens):
+    decoder = variant(decoder, num_attention_heads=8, num_key_value_heads=4, head_dim=6)
     kept = torch.tensor([2, 3, 6, 7])
     for block in decoder.model.layers:
         for head in (0, 1, 4, 5):
@@ -359,9 +370,10 @@ def test_whole_groups_that_write_nothing_go_without_a_trace(decoder_of, tokens):
     torch.testing.assert_close(logits_on(small, tokens), logits_on(decoder, tokens), atol=1e-6, rtol=1e-5)
 
 
-def test_tensors_that_the_new_config_does_not_build_are_named(decoder_of):
+@pytest.mark.parametrize("architecture", ["opt"], indirect=True)
+def test_tensors_that_the_new_config_does_not_build_are_named(decoder):
     # At the width of its embeddings an OPT has no projections
-    decoder = decoder_of("opt", word_embed_proj_dim=16)
+    decoder = variant(decoder, word_embed_proj_dim=16)
     full = keep_all(anatomy.sizes_of(decoder))
     kept = Kept(full.heads[:2], full.neurons, full.width[:16])
     with pytest.raises(LabkitError, match=r"model.decoder.project_in.weight of \(16, 16\) for None"):

@@ -1,82 +1,164 @@
 """Pruning: `criteria` and `importance` say what matters, `masks` which patterns are legal, `surgery` shrinks tensors.
 
-Both functions here return a new model and leave the one they are given untouched.
+Every function here returns a new model and leaves the one it is given untouched.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from labkit import lineage
 from labkit.errors import LabkitError, unknown
-from labkit.pruning import blocks, masks, surgery
+from labkit.pruning import blocks, engine, ledger, masks, surgery
+from labkit.pruning.allocation import outlier_weighed, schedule
 from labkit.pruning.blocks import sparsity
-from labkit.pruning.criteria import CALIBRATED, CRITERIA
 from labkit.pruning.importance import IMPORTANCES
+from labkit.pruning.shrinking import shrink
 
-__all__ = ["CRITERIA", "IMPORTANCES", "check_prune", "drop_layers", "prune", "sparsity"]
+CRITERIA = tuple(engine.methods())
+"""The names that `prune` knows."""
+
+__all__ = [
+    "CRITERIA",
+    "IMPORTANCES",
+    "check_prune",
+    "drop_layers",
+    "outlier_weighed",
+    "prune",
+    "prune_gradually",
+    "schedule",
+    "shrink",
+    "sparsity",
+]
 
 
-@torch.no_grad()
 def prune(
     model: PreTrainedModel,
     criterion: str = "wanda",
-    sparsity: float | None = None,
+    sparsity: float | Mapping[str, float] | None = None,
     pattern: str | None = None,
     calibration: Tensor | None = None,
     group: str | None = None,
     seed: int = 0,
+    device: torch.device | str | None = None,
+    folder: str | os.PathLike | None = None,
 ) -> PreTrainedModel:
-    """A copy of the model with the weights that matter least set to zero. Embeddings and output head stay dense.
+    """A copy of the model with the weights that matter least set to zero.
+
+    Embeddings, output head and the router of a mixture of experts stay dense. What is zero already goes first, whatever
+    the criterion, and stays zero: a sparse model that is pruned again has the sparsity asked for, or its own if that is
+    higher.
 
     Parameters
     ----------
     criterion
-        Name of a function in `CRITERIA`: ``"random"``, ``"magnitude"`` or ``"wanda"``.
+        One of `CRITERIA`: ``"random"``, ``"magnitude"``, ``"wanda"``, or ``"sparsegpt"``, which also updates the
+        weights that stay.
     sparsity
-        Fraction of weights to drop, [0, 1). With a ``pattern`` it may be left out, or must be the pattern's 1 − N/M.
+        Fraction of weights to drop, [0, 1); or name of a matrix -> fraction, where a matrix that is not named stays as
+        it is. With a ``pattern`` it may be left out, or must be the pattern's 1 − N/M.
     pattern
         None (unstructured), ``"2:4"``, or any ``"N:M"``: of every M consecutive inputs the N best are kept.
     calibration
-        int64 tokens (sequences, time), never padded; needed by ``"wanda"``, not looked at by the others. Blocks are
-        pruned in order, and each is calibrated on what the pruned blocks before it give.
+        int64 tokens (sequences, time), never padded; needed by ``"wanda"`` and ``"sparsegpt"``, not looked at by the
+        others. Blocks are pruned in order, and each is calibrated on what the pruned blocks before it give. SparseGPT
+        wants more tokens than the widest matrix has inputs, and warns of fewer.
     group
-        Within what unstructured weights compete: ``"layer"`` (a whole matrix; the default of random and magnitude)
-        or ``"row"`` (the inputs of one output; the default of Wanda).
+        Within what unstructured weights compete: ``"row"`` (the inputs of one output; the default of Wanda) or
+        ``"layer"`` (a whole matrix, of SparseGPT 128 columns of it; the default of the others). Within a layer an
+        output may lose all its weights: that is warned of.
     seed
         For ``"random"``.
+    device
+        Where blocks are computed, e.g. ``"cuda"``; default: where the model is. A model on the CPU stays there but for
+        one block at a time, activations too but for one micro-batch. Memory that runs out halves the micro-batch.
+    folder
+        Every block that is done is kept there, and the same call after a crash goes on from the last one.
 
     Raises
     ------
     LabkitError
-        Unknown criterion, pattern or group; sparsity outside [0, 1) or not the pattern's; a matrix whose width M does
-        not divide; missing or unfit calibration tokens; activations that are not finite; an unsupported module.
+        Unknown criterion, pattern, group or matrix; sparsity outside [0, 1) or not the pattern's; a matrix whose width
+        M does not divide; missing or unfit calibration tokens; activations or weights that are not finite; a Hessian
+        that is not positive definite; a quantised model, adapters that are not merged, an unsupported module; a
+        folder of another job; one sequence that does not fit into the device's memory.
     """
-    score = _named("criterion", criterion, CRITERIA)
-    keep = _masker(sparsity, pattern, group or ("row" if score in CALIBRATED else "layer"))
-    if pattern is not None:
-        if group is not None:
-            raise LabkitError("a pattern has groups of its own", f"group={group!r}", "Leave group out.")
-        for name, linear in blocks.matrices(model).items():
-            masks.check_divisible(name, linear.in_features, masks.parse_pattern(pattern)[1])
-    if score in CALIBRATED:
+    if criterion not in CRITERIA:
+        raise unknown("criterion", criterion, CRITERIA)
+    method = engine.methods()[criterion]
+    engine.check_plain(model)
+    found = blocks.matrices(model)
+    if pattern is not None and group is not None:
+        raise LabkitError("a pattern has groups of its own", f"group={group!r}", "Leave group out.")
+    if isinstance(sparsity, Mapping):
+        for name in sparsity:
+            if name not in found:
+                raise unknown("matrix", name, found)
+    budgets = sparsity if isinstance(sparsity, Mapping) else dict.fromkeys(found, sparsity)
+    keeps = {name: _masker(budget, pattern, group or method.group) for name, budget in budgets.items()}
+    m = None if pattern is None else masks.parse_pattern(pattern)[1]
+    if m is not None:
+        for name in keeps:
+            masks.check_divisible(name, found[name].weight.shape[1], m)
+    if method.statistic is not None:
         calibration = blocks.check_calibration(model, calibration, f"criterion {criterion!r}")
 
+    asked = {"criterion": criterion, "sparsity": sparsity, "pattern": pattern, "group": group, "seed": seed}
+    asked["sparsity"] = dict(sparsity) if isinstance(sparsity, Mapping) else sparsity
+    progress = None
+    if folder is not None:
+        tokens = {} if method.statistic is None else {"calibration": calibration}
+        hashes = {"weights": engine.fingerprint(model.state_dict()), "calibration": engine.fingerprint(tokens)}
+        progress = engine.Progress(folder, {**asked, **hashes})
     pruned = copy.deepcopy(model).eval()
-    generator = torch.Generator().manual_seed(seed)
-    linears = blocks.matrices(pruned)
-    steps: Iterator[dict[str, Tensor | None]] = (
-        blocks.walk(pruned, calibration) if score in CALIBRATED else iter([dict.fromkeys(linears)])
-    )
-    for norms_of in steps:
-        for name, norms in norms_of.items():
-            weight = linears[name].weight
-            weight.masked_fill_(~keep(score(weight, norms, generator)), 0)
+    engine.prune_blocks(
+        pruned, method, keeps, m,
+        calibration=calibration, generator=torch.Generator().manual_seed(seed), device=device, progress=progress,
+    )  # fmt: skip
+    ledger.record_masks(pruned)
+    lineage.record(pruned, "prune", **asked)
     return pruned.train(model.training)
+
+
+def prune_gradually(
+    model: PreTrainedModel,
+    criterion: str,
+    sparsities: Sequence[float],
+    between: Callable[[PreTrainedModel], PreTrainedModel],
+    **how: object,
+) -> PreTrainedModel:
+    """Prune to one sparsity after another, with something done to the model in between; zeros only ever grow.
+
+    Parameters
+    ----------
+    sparsities
+        Rising, each in [0, 1), e.g. of `schedule`.
+    between
+        Given the pruned model after every step but the last, returns the model to go on with: usually trained some
+        more, `labkit.training.train` keeps zeros at zero by itself.
+    how
+        Further arguments of `prune`.
+
+    Raises
+    ------
+    LabkitError
+        Sparsities that do not rise; zeros that ``between`` has filled; and what `prune` raises.
+    """
+    if not sparsities or any(a >= b for a, b in zip(sparsities, sparsities[1:], strict=False)):
+        raise LabkitError("sparsities of pruning in steps rise", tuple(sparsities), "Use e.g. schedule(0.8, steps=4).")
+    for number, sparsity in enumerate(sparsities):
+        if number:
+            model = between(model)
+            ledger.check_masks(model)
+        model = prune(model, criterion, sparsity, **how)
+    return model
 
 
 def drop_layers(
@@ -93,9 +175,10 @@ def drop_layers(
     keep
         Blocks to keep, 1 up to as many as there are.
     importance
-        ``"block-influence"`` (how far a block turns its tokens, on ``calibration``) or ``"random"`` (by ``seed``).
+        ``"block-influence"`` (how far a block turns its tokens), ``"loss"`` (how much worse the next token is foretold
+        without the block), both on ``calibration``, or ``"random"`` (by ``seed``).
     calibration
-        int64 tokens (sequences, time), never padded; needed by block influence.
+        int64 tokens (sequences, time), never padded; for the loss two or more to a sequence.
 
     Raises
     ------
@@ -108,13 +191,17 @@ def drop_layers(
     scores = measure(short, calibration, torch.Generator().manual_seed(seed))
     dropped = scores.argsort(stable=True)[: len(scores) - keep].tolist()
     surgery.keep_layers(short, [i for i in range(len(scores)) if i not in dropped])
+    if hasattr(model.config, ledger.FIELD):
+        ledger.record_masks(short)  # the numbers in the names of the blocks have moved
+    lineage.record(short, "drop_layers", keep=keep, importance=importance, seed=seed)
     return short.train(model.training)
 
 
 def check_prune(criterion: str, sparsity: float | None, pattern: str | None) -> None:
     """Raise the LabkitError that `prune` would raise for these, before any model is loaded."""
     _masker(sparsity, pattern, "row")
-    _named("criterion", criterion, CRITERIA)
+    if criterion not in CRITERIA:
+        raise unknown("criterion", criterion, CRITERIA)
 
 
 def _named(kind: str, name: str, functions: Sequence[Callable]) -> Callable:
@@ -134,9 +221,9 @@ def _masker(sparsity: float | None, pattern: str | None, group: str) -> Callable
         if sparsity is not None and abs(sparsity - (1 - n / m)) > 1e-9:
             rule = f"pattern {pattern} has sparsity {1 - n / m:g}"
             raise LabkitError(rule, f"sparsity={sparsity}", "Leave sparsity out, or the pattern.")
-        return lambda scores: masks.keep_n_of_m(scores, n, m)
+        return partial(masks.keep_n_of_m, n=n, m=m)
     if sparsity is None:
         raise LabkitError("a sparsity or a pattern is needed", None, "Give e.g. sparsity=0.5 or pattern='2:4'.")
     if group not in masks.GROUPS:
         raise unknown("group", group, masks.GROUPS)
-    return lambda scores: masks.keep_highest(scores, sparsity, group)
+    return partial(masks.keep_highest, sparsity=sparsity, group=group)

@@ -69,7 +69,9 @@ def matrices(model: PreTrainedModel) -> dict[str, Matrix]:
     """
     prefix, blocks = decoder_blocks(model)
     return {
-        name: matrix for i, block in enumerate(blocks) for name, matrix in block_matrices(f"{prefix}.{i}", block).items()
+        name: matrix
+        for number, block in enumerate(blocks)
+        for name, matrix in block_matrices(f"{prefix}.{number}", block).items()
     }
 
 

@@ -1,0 +1,219 @@
+"""Pruning block after block: what each criterion does to a matrix, and progress that survives a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from labkit.errors import LabkitError
+from labkit.pruning import blocks, sparsegpt, streaming
+from labkit.pruning.blocks import Matrix
+from labkit.pruning.criteria import CALIBRATED, CRITERIA
+from labkit.pruning.moments import Hessian, Norms, Statistic
+
+Keep = Callable[[Tensor], Tensor]
+"""Scores (outputs, inputs) -> mask, True where a weight stays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A criterion as the engine sees it.
+
+    Attributes
+    ----------
+    statistic: what it must know of the inputs of a matrix, or None.
+    group: within what unstructured weights compete if nothing else is asked for.
+    prune: (matrix, statistic, keep, M of a pattern N:M or None, generator) -> weights (outputs, inputs), pruned.
+    """
+
+    statistic: type[Statistic] | None
+    group: str
+    prune: Callable[[Matrix, Statistic | None, Keep, int | None, torch.Generator], Tensor]
+
+
+def methods() -> dict[str, Method]:
+    """Name -> method: one for every score of `criteria.CRITERIA`, and SparseGPT, which also updates what it keeps."""
+    by_score = {
+        score.__name__.replace("_", "-"): Method(
+            statistic=Norms if score in CALIBRATED else None,
+            group="row" if score in CALIBRATED else "layer",
+            prune=_by_score(score),
+        )
+        for score in CRITERIA
+    }
+    return {**by_score, "sparsegpt": Method(Hessian, "layer", _by_sparsegpt)}
+
+
+def _by_score(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def prune(
+        matrix: Matrix, statistic: Statistic | None, keep: Keep, m: int | None, generator: torch.Generator
+    ) -> Tensor:
+        weight = matrix.weight
+        scores = score(weight, None if statistic is None else statistic.value(), generator)
+        if not torch.isfinite(scores).all():
+            remedy = "Check the weights, and use bfloat16 or float32 if they are float16."
+            raise LabkitError("weights and their scores are finite", f"NaN or infinity in {matrix.name}", remedy)
+        # Zeros go first, whatever the criterion: of a sparse model they count towards what is asked for.
+        return weight.masked_fill(~keep(scores.masked_fill_(weight == 0, -torch.inf)), 0)
+
+    return prune
+
+
+def _by_sparsegpt(
+    matrix: Matrix, statistic: Hessian, keep: Keep, m: int | None, generator: torch.Generator
+) -> Tensor:
+    if not torch.isfinite(matrix.weight).all():
+        remedy = "Check the weights, and use bfloat16 or float32 if they are float16."
+        raise LabkitError("weights and their scores are finite", f"NaN or infinity in {matrix.name}", remedy)
+    if statistic.factor is None:  # matrices of one input share it
+        hessian = statistic.value()
+        statistic.dead = hessian.diagonal() == 0
+        statistic.factor = sparsegpt.inverse_factor(hessian, matrix.name)
+        statistic.products = statistic.products.new_zeros(())  # not needed any more, and large
+    return sparsegpt.prune_columns(matrix.weight, statistic.factor, statistic.dead, keep, m)
+
+
+def check_plain(model: PreTrainedModel) -> None:
+    """Raise LabkitError if the model is quantised, or carries adapters: zeros would not be where the product is."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        remedy = "Load it without quantization_config, prune it, and quantise afterwards."
+        raise LabkitError("a model is pruned before it is quantised", f"a quantised {type(model).__name__}", remedy)
+    for name, module in model.named_modules():
+        if hasattr(module, "base_layer"):
+            raise LabkitError("adapters are merged before a model is pruned", f"one at {name}", "Merge it first.")
+
+
+@torch.no_grad()
+def prune_blocks(
+    model: PreTrainedModel,
+    method: Method,
+    keeps: Mapping[str, Keep],
+    m: int | None,
+    *,
+    calibration: Tensor | None,
+    generator: torch.Generator,
+    device: torch.device | str | None,
+    progress: Progress | None,
+) -> None:
+    """Prune the model in place: every matrix that ``keeps`` names, block after block.
+
+    Warns of output rows that lose their last weight, and, for SparseGPT, of fewer tokens than a matrix has inputs.
+    """
+    prefix, layers = blocks.decoder_blocks(model)
+    done = progress.done(len(layers)) if progress else 0
+    # What is only read from the folder needs no activations, unless blocks after it do.
+    statistic = method.statistic if done < len(layers) else None
+    emptied: dict[str, int] = {}
+    short: dict[str, int] = {}
+    with _full_precision():
+        steps = streaming.walk(model, calibration, statistic, device=device, skip=range(done))
+        for number, (block, statistics) in enumerate(zip(layers, steps, strict=True)):
+            matrices = blocks.block_matrices(f"{prefix}.{number}", block)
+            if number < done:
+                progress.load(number, matrices, generator)
+                continue
+            for name, matrix in matrices.items():
+                if name not in keeps:
+                    continue
+                seen = statistics.get(name)
+                if isinstance(seen, Hessian) and seen.rows < matrix.weight.shape[1]:
+                    short[name] = seen.rows
+                before = matrix.weight.any(1)
+                matrix.weight.copy_(method.prune(matrix, seen, keeps[name], m, generator))
+                if empty := int((before & ~matrix.weight.any(1)).sum()):
+                    emptied[name] = empty
+            statistics.clear()  # their memory is needed for running the block again
+            if progress:
+                progress.save(number, matrices, generator)
+    if short:
+        name, rows = next(iter(short.items()))
+        received = f"{rows} calibration tokens for the {blocks.matrices(model)[name].weight.shape[1]} inputs of {name}"
+        message = f"{received}: its Hessian has no full rank and rests on the damping ({_others(short)})"
+        warnings.warn(message, stacklevel=3)
+    if emptied:
+        name, rows = next(iter(emptied.items()))
+        message = f"{rows} outputs of {name} have lost all their weights ({_others(emptied)})"
+        warnings.warn(f"{message}; group='row' keeps some of each", stacklevel=3)
+
+
+def _others(named: Mapping[str, int]) -> str:
+    return f"and so in {len(named) - 1} further matrices" if len(named) > 1 else "no other matrix"
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32: norms and Hessians are fp32, whatever the user's setting."""
+    asked = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(asked)
+
+
+class Progress:
+    """A folder with the weights of every block that is done, for a job that may be killed and taken up again.
+
+    ``job.json`` says which job: hashes of the dense weights and the calibration tokens, and what was asked for. Files
+    appear in one step (written beside, then renamed), so that one that is there is whole.
+    """
+
+    def __init__(self, folder: str | os.PathLike, job: Mapping[str, Any]) -> None:
+        """Raises LabkitError if the folder belongs to another job."""
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path, job = self.folder / "job.json", json.loads(json.dumps(job))
+        if path.exists():
+            there = json.loads(path.read_text(encoding="utf-8"))
+            if differ := [key for key in sorted({*job, *there}) if job.get(key) != there.get(key)]:
+                received = f"{self.folder}, of a job with other {', '.join(differ)}"
+                remedy = "Give another folder, or remove this one."
+                raise LabkitError("a folder holds the progress of one pruning job", received, remedy)
+        else:
+            self._write(path, lambda part: part.write_text(json.dumps(job, indent=1), encoding="utf-8"))
+
+    def done(self, blocks: int) -> int:
+        """How many blocks, counted from the first, are there."""
+        return next((number for number in range(blocks) if not self._path(number).exists()), blocks)
+
+    def save(self, number: int, matrices: Mapping[str, Matrix], generator: torch.Generator) -> None:
+        """Keep the weights of a block, and where the generator stands."""
+        tensors = {name: matrix.weight.cpu().contiguous() for name, matrix in matrices.items()}
+        self._write(self._path(number), lambda part: save_file({**tensors, "generator": generator.get_state()}, part))
+
+    def load(self, number: int, matrices: Mapping[str, Matrix], generator: torch.Generator) -> None:
+        """Put back what `save` kept."""
+        tensors = load_file(self._path(number))
+        generator.set_state(tensors.pop("generator"))
+        for name, matrix in matrices.items():
+            matrix.weight.copy_(tensors[name])
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"block-{number:04d}.safetensors"
+
+    @staticmethod
+    def _write(path: Path, write: Callable[[Path], object]) -> None:
+        part = path.with_name(path.name + ".part")
+        write(part)
+        part.replace(path)
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

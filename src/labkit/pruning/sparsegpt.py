@@ -1,0 +1,98 @@
+"""SparseGPT: prune column by column, and let the weights still to come make up for the error.
+
+Source: Frantar & Alistarh 2023, *SparseGPT* (arXiv 2301.00774), section 3 and algorithm 1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from labkit.errors import LabkitError
+
+BLOCK = 128
+"""Columns whose errors are pushed on together; without a pattern, also those among which weights compete."""
+
+DAMPING = 0.01
+"""Added to the diagonal of the Hessian, as a share of its mean."""
+
+RAISES = 4
+"""How many times the damping is raised tenfold before we give up."""
+
+
+def inverse_factor(hessian: Tensor, name: str) -> Tensor:
+    """Upper Cholesky factor U of the inverse of the damped Hessian, H⁻¹ = UᵀU: (inputs, inputs) fp32.
+
+    U_jj² is the first entry of the inverse Hessian of the weights from column j on, and U_j,j: / U_jj its first row in
+    units of that entry: all that pruning from left to right needs. Dead inputs, H_jj = 0, get H_jj = 1.
+
+    If the factorisation fails the damping is raised tenfold, with a warning that names the matrix, at most `RAISES`
+    times; then LabkitError is raised. Pruning never goes on with something else in the place of the Hessian.
+    """
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    level = torch.where(dead, 1.0, diagonal).mean()
+    for damping in (DAMPING * 10**i for i in range(RAISES + 1)):
+        if damping > DAMPING:
+            message = f"the Hessian of {name} is not positive definite: damping raised to {damping:g}"
+            warnings.warn(f"{message} of its mean diagonal", stacklevel=2)
+        damped = hessian.clone()
+        damped.diagonal().add_(dead + damping * level)
+        try:
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+            return torch.linalg.cholesky(inverse, upper=True)
+        except torch.linalg.LinAlgError:
+            continue
+    raise LabkitError(
+        "the damped Hessian of a matrix's inputs is positive definite",
+        f"{name}, not even with damping {damping:g}",
+        "Give more calibration tokens, and check that the activations are finite.",
+    )
+
+
+def prune_columns(
+    weight: Tensor, factor: Tensor, dead: Tensor, keep: Callable[[Tensor], Tensor], m: int | None = None
+) -> Tensor:
+    """The weights (outputs, inputs) in fp32, pruned, those that stay updated to keep the outputs as they were.
+
+    Parameters
+    ----------
+    weight
+        (outputs, inputs). What is zero already stays zero, and is counted first.
+    factor
+        (inputs, inputs) of `inverse_factor`.
+    dead
+        (inputs,) bool: inputs that are always 0. Their weights are zeroed.
+    keep
+        Scores (outputs, columns) -> mask of these columns. The score is w²/U_jj², the error that losing w would cost.
+    m
+        With a pattern N:M, M: the mask is chosen every M columns, by the updated weights. Otherwise every `BLOCK`.
+
+    `keep` decides how many weights go, exactly; the authors' code, and others after it, compares with ``<=`` and drops
+    one weight more per block than ⌊size·sparsity⌋.
+    """
+    weight = weight.float().clone()
+    weight[:, dead] = 0
+    zero = weight == 0
+    scale = factor.diagonal().square()
+    inputs = weight.shape[1]
+    block = BLOCK if m is None else max(1, BLOCK // m) * m
+    for start in range(0, inputs, block):
+        end = min(start + block, inputs)
+        part, errors = weight[:, start:end], torch.empty_like(weight[:, start:end])
+        mask = torch.ones_like(part, dtype=torch.bool)
+        for i in range(end - start):
+            if i % (m or block) == 0:
+                now = slice(start + i, min(start + i + (m or block), end))
+                scores = weight[:, now].square().div_(scale[now]).masked_fill_(zero[:, now], -torch.inf)
+                mask[:, i : i + (m or block)] = keep(scores) & ~zero[:, now]
+            row = factor[start + i, start + i : end]
+            error = part[:, i].masked_fill(mask[:, i], 0) / row[0]
+            part[:, i:].addr_(error, row, alpha=-1)
+            errors[:, i] = error
+        part.masked_fill_(~mask, 0)  # rounding leaves 1e-9 where the update should have ended at 0
+        weight[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
+    return weight

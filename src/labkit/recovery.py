@@ -1,0 +1,218 @@
+"""Recovery: training a compressed model a little more, to see which abilities come back and for how many tokens.
+
+All methods go through the one training loop, keep pruned weights at zero, and write what they cost into the lineage.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from labkit import training
+from labkit.abilities import Corpus
+from labkit.divergences import forward_kl
+from labkit.errors import LabkitError, unknown
+from labkit.flops import forward_flops_per_token
+from labkit.lineage import record
+from labkit.pruning import blocks, ledger
+from labkit.records import IGNORE
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+METHODS = ("lora", "full", "distil")
+BATCH = 64
+HELD_OUT = 16  # batches on which a recovery is measured
+RATE, LORA_RATE = 1e-3, 5e-3  # peak learning rates up to width 64; beyond, they fall as 1/width, as on the ladder
+
+
+def recover(
+    model: PreTrainedModel,
+    corpus: Corpus,
+    method: str = "lora",
+    tokens: int = 2_000_000,
+    *,
+    rank: int = 8,
+    teacher: PreTrainedModel | None = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    folder: Path | str | None = None,
+) -> PreTrainedModel:
+    """A copy of the model, trained for about ``tokens`` tokens; recorded zeros stay zero. The one given is untouched.
+
+    An uncompressed model may be given too: it is the control, "uncompressed, but trained on for as long".
+
+    Parameters
+    ----------
+    corpus
+        What to train on: a `labkit.abilities.Corpus`, or anything with ``length`` and ``batches(batch, steps, first)``.
+    method
+        ``"lora"``: low-rank adapters W + 2·B·A on every matrix of the decoder blocks (Hu et al. 2021), through `peft`.
+        They are dense: they are merged into W, and the mask is put back on, which can cost more than was recovered.
+        ``"full"``: all weights, in float32, pruned ones held at zero.
+        ``"distil"``: as full, but on KL(teacher ‖ student) of the answers instead of the answers themselves.
+    rank
+        Of the adapters, ≥ 1; only ``"lora"`` looks at it.
+    teacher
+        For ``"distil"`` the model to learn from, as a rule the uncompressed parent; others do not look at it.
+    learning_rate
+        Peak; by default 1e-3 (``"lora"``: 5e-3) up to width 64, falling as 1/width beyond.
+    seed
+        Of the adapters' first values, the only thing drawn here. Data is drawn by the corpus, so a second run of
+        ``"full"`` or ``"distil"`` with another seed is the same run: to repeat it, give a corpus of another seed.
+    folder
+        Where a killed recovery resumes from.
+
+    The lineage gets tokens, flops (the teacher's included), seconds, and the mean loss of answers in nats on rows no
+    recovery trains on: ``loss_before_nats`` and ``loss_after_nats``; for ``"lora"`` also ``loss_adapter_nats`` (before
+    merging) and ``loss_merged_nats`` (merged, zeros destroyed). Held-out rows of a corpus that is not labkit's are the
+    batches after those it trained on.
+
+    Raises LabkitError for an unknown method, a rank below 1, fewer tokens than one batch, no teacher or one of another
+    vocabulary, matrices that peft cannot adapt, and whatever `labkit.training.train` raises.
+    """
+    if method not in METHODS:
+        raise unknown("method of recovery", method, METHODS)
+    if method == "lora" and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise LabkitError("the rank of an adapter is a whole number ≥ 1", rank, "Give e.g. rank=8.")
+    if method == "distil":
+        _check_teacher(model, teacher)
+    ledger.check_masks(model)
+    new = copy.deepcopy(model)
+    if learning_rate is None:
+        width = model.config.get_text_config().hidden_size
+        learning_rate = (LORA_RATE if method == "lora" else RATE) * min(1.0, 64 / width)
+    rows = list(_held_out(corpus, tokens))
+    asked = {"method": method, "learning_rate": learning_rate, "seed": seed}
+    losses = {"loss_before_nats": mean_loss(new, rows)}
+    label = f"recover {method}"
+    options = {"batch": BATCH, "learning_rate": learning_rate, "folder": folder}
+    if method == "lora":
+        asked["rank"] = rank
+        label += f" rank {rank} seed {seed}"
+        train = lambda m: training.train(m, corpus, tokens, label=label, **options)  # noqa: E731
+        new, done, more = _lora(new, rank, seed, rows, train)
+        losses |= more
+    else:
+        run = {"loss": training.answers_only} if method == "full" else {"loss": _Distilled(teacher, new.device)}
+        done = _in_float32(new, lambda m: training.train(m, corpus, tokens, label=label, **options, **run))
+    flops = done.flops
+    if method == "distil":
+        flops += float(forward_flops_per_token(teacher, corpus.length) * done.tokens)
+    for ours, theirs in zip(new.parameters(), model.parameters(), strict=True):
+        ours.requires_grad_(theirs.requires_grad)
+    if ledger.masks_of(new):
+        ledger.record_masks(new)  # going back to a narrow type can add zeros, never take any away
+    losses["loss_after_nats"] = mean_loss(new, rows)
+    record(new, "recover", **asked, tokens=done.tokens, flops=flops, seconds=done.seconds, **losses)
+    return new.train(model.training)
+
+
+@torch.no_grad()
+def mean_loss(model: PreTrainedModel, batches: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Mean cross-entropy, in nats, over all answers of (tokens, labels) batches, without autocast."""
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    total, count = 0.0, 0
+    for tokens, labels in batches:
+        tokens, labels = (torch.from_numpy(x).to(device) for x in (tokens, labels))
+        logits = model(input_ids=tokens, use_cache=False).logits
+        total += F.cross_entropy(logits[labels != IGNORE].float(), labels[labels != IGNORE], reduction="sum").item()
+        count += int((labels != IGNORE).sum())
+    model.train(was_training)
+    return total / count
+
+
+def _held_out(corpus: Corpus, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches no recovery trains on. Of our own corpus: a stream apart, late, with all abilities."""
+    if isinstance(corpus, Corpus):
+        apart = dataclasses.replace(corpus, seed=corpus.seed + 2_000_000)  # + 1_000_000 is calibration
+        return apart.batches(BATCH, 100 * HELD_OUT, 99 * HELD_OUT)
+    trained = max(tokens // (BATCH * corpus.length), 1)
+    return corpus.batches(BATCH, trained + HELD_OUT, trained)
+
+
+def _check_teacher(model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+    if teacher is None:
+        raise LabkitError("distillation needs a teacher", None, "Give teacher=, as a rule the uncompressed parent.")
+    mine, its = (m.config.get_text_config().vocab_size for m in (model, teacher))
+    if mine != its:
+        received = f"a student with {mine} tokens and a teacher with {its}"
+        raise LabkitError("student and teacher share a vocabulary", received, "Distil from the model's own parent.")
+
+
+class _Distilled:
+    """The loss KL(teacher ‖ student), in nats, mean over the answers. The teacher is copied if it is elsewhere."""
+
+    def __init__(self, teacher: PreTrainedModel, device: torch.device) -> None:
+        same = next(teacher.parameters()).device == device and not teacher.training
+        self.forward = training.compiled(teacher if same else copy.deepcopy(teacher).to(device).eval())
+
+    def __call__(self, model: PreTrainedModel, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            target = self.forward(input_ids=tokens, use_cache=False).logits
+        return forward_kl(model(input_ids=tokens, use_cache=False).logits, target, labels).mean()
+
+
+def _in_float32(model: PreTrainedModel, train: Callable[..., training.Training]) -> training.Training:
+    """Train all weights in float32: steps of Adam are smaller than what half precision can add. In place."""
+    dtypes = {parameter: parameter.dtype for parameter in model.parameters()}
+    for parameter in dtypes:
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    done = train(model)
+    for parameter, dtype in dtypes.items():
+        parameter.data = parameter.data.to(dtype)
+        parameter.grad = None
+    return done
+
+
+# -- low-rank adapters --------------------------------------------------------------------------------------------------
+
+
+def _lora(
+    model: PreTrainedModel, rank: int, seed: int, rows: list, train: Callable[..., training.Training]
+) -> tuple[PreTrainedModel, training.Training, dict[str, float]]:
+    """The model with trained adapters merged under its mask, what training cost, and the loss on the way."""
+    masks = ledger.masks_of(model)
+    adapted = _adapted(model, rank, seed)
+    done = train(adapted)
+    losses = {"loss_adapter_nats": mean_loss(adapted, rows)}
+    merged = adapted.merge_and_unload()
+    losses["loss_merged_nats"] = mean_loss(merged, rows)
+    weights = blocks.matrices(merged)
+    for name, keep in masks.items():
+        weights[name].weight.masked_fill_(~keep, 0)
+    return merged, done, losses
+
+
+def _adapted(model: PreTrainedModel, rank: int, seed: int) -> PeftModel:
+    """The model, in place, with an adapter beside every matrix of its blocks, scaled by 2; all else is frozen."""
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    found = blocks.matrices(model).values()
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules=[m.name for m in found if m.expert is None],
+        target_parameters=sorted({m.key for m in found if m.expert is not None}) or None,
+        fan_in_fan_out=any(isinstance(m.module, Conv1D) for m in found),
+    )
+    with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU, whatever the model is on
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except (ValueError, RuntimeError) as error:
+            remedy = "Use method='full' or method='distil'."
+            received = f"{type(model).__name__} ({error})"
+            raise LabkitError("peft can adapt every matrix of the blocks", received, remedy) from error

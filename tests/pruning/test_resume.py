@@ -1,0 +1,68 @@
+"""A job that is killed and taken up again ends with the model it would have ended with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from labkit.errors import LabkitError
+from labkit.ladder import Rung
+from labkit.pruning import CRITERIA, engine, prune
+
+TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
+MODEL = Rung(32, 3).build().eval()
+
+
+class Killed(Exception):
+    pass
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(tensor, b.state_dict()[name]) for name, tensor in a.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:.*have lost all their weights")
+@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_killed_run_goes_on_to_the_identical_model(criterion, after, tmp_path, monkeypatch):
+    save, load, calls = engine.Progress.save, engine.Progress.load, []
+
+    def saves(self, number, *rest):
+        if number == after:
+            raise Killed
+        save(self, number, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(engine.Progress, "save", saves)
+        prune(MODEL, criterion, 0.5, calibration=TOKENS, folder=tmp_path)
+    monkeypatch.setattr(engine.Progress, "load", lambda self, n, *rest: (calls.append(n), load(self, n, *rest)))
+    resumed = prune(MODEL, criterion, 0.5, calibration=TOKENS, folder=tmp_path)
+    assert calls == list(range(after))
+    assert same(resumed, prune(MODEL, criterion, 0.5, calibration=TOKENS))
+    assert same(resumed, prune(MODEL, criterion, 0.5, calibration=TOKENS, folder=tmp_path))
+    assert calls[after:] == [0, 1, 2]
+
+
+def test_a_file_cut_off_in_the_middle_is_not_taken_for_a_block(tmp_path):
+    prune(MODEL, "magnitude", 0.5, folder=tmp_path)
+    whole = tmp_path / "block-0001.safetensors"
+    whole.rename(tmp_path / "block-0001.safetensors.part")
+    assert same(prune(MODEL, "magnitude", 0.5, folder=tmp_path), prune(MODEL, "magnitude", 0.5))
+    assert whole.exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"criterion": "magnitude"}, "criterion"),
+        ({"sparsity": 0.6, "seed": 1}, "seed, sparsity"),
+        ({"sparsity": None, "pattern": "2:4"}, "pattern, sparsity"),
+        ({"calibration": TOKENS[:4]}, "calibration"),
+        ({"model": Rung(32, 3).build(seed=1)}, "weights"),
+    ],
+)
+def test_the_folder_of_another_job_is_refused_by_what_differs(other, named, tmp_path):
+    job = {"model": MODEL, "criterion": "wanda", "sparsity": 0.5, "calibration": TOKENS, "folder": tmp_path}
+    prune(**job)
+    with pytest.raises(LabkitError, match=f"one pruning job; got '.*, of a job with other (calibration, )?{named}'"):
+        prune(**{**job, **other})

@@ -1,0 +1,233 @@
+"""Walking over blocks gives what a plain forward pass gives, in little memory, whatever the micro-batch."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from labkit.errors import LabkitError
+from labkit.ladder import Rung
+from labkit.pruning import blocks, streaming
+from labkit.pruning.moments import Hessian, Norms
+
+TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6 sequences of 12 are a part of 4 and a rest of 2; 8 of 24 are parts of 2."""
+    monkeypatch.setattr(blocks, "MICRO_BATCH_TOKENS", 4 * 12)
+
+
+def inputs_in_a_plain_pass(model, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Matrix -> (tokens, inputs), noted with hooks on all modules at once."""
+    found = {name: m for name, m in blocks.matrices(model).items() if m.expert is None}
+    noted = {}
+    handles = [
+        matrix.module.register_forward_pre_hook(lambda _, args, name=name: noted.update({name: args[0].flatten(0, -2)}))
+        for name, matrix in found.items()
+    ]
+    with torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return noted
+
+
+def walked(model, tokens: torch.Tensor, kind: type = Norms, **how: object) -> dict[str, torch.Tensor]:
+    return {name: s.value() for step in streaming.walk(model, tokens, kind, **how) for name, s in step.items()}
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_walking_without_a_change_gives_the_norms_of_a_plain_forward_pass(decoder, tokens, changes):
+    plain = inputs_in_a_plain_pass(decoder, tokens)
+    norms = walked(decoder, tokens, changes=changes)
+    assert list(norms) == list(blocks.matrices(decoder))
+    for name, inputs in plain.items():
+        assert norms[name].dtype == torch.float32
+        torch.testing.assert_close(norms[name], inputs.norm(dim=0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_hessian_is_twice_the_mean_outer_product(decoder, tokens):
+    hessians = walked(decoder, tokens, Hessian)
+    for name, inputs in inputs_in_a_plain_pass(decoder, tokens).items():
+        expected = 2 * inputs.double().T @ inputs.double() / len(inputs)
+        torch.testing.assert_close(hessians[name].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["mixtral"], indirect=True)
+def test_each_expert_is_given_the_tokens_routed_to_it(decoder, tokens):
+    """Independent: from the router's own choice and the formula of an expert, token by token."""
+    seen, block = {}, decoder.model.layers[0].mlp
+    handle = block.register_forward_pre_hook(lambda _, args: seen.update(x=args[0].flatten(0, 1)))
+    with torch.no_grad():
+        decoder(input_ids=tokens)
+        chosen = block.gate(seen["x"])[2]
+    handle.remove()
+    norms = walked(decoder, tokens)
+    for e in range(4):
+        rows = torch.stack([x for x, experts in zip(seen["x"], chosen, strict=True) if e in experts])
+        gate, up = (block.experts.gate_up_proj[e].detach() @ rows.T).T.chunk(2, dim=1)
+        down = nn.functional.silu(gate) * up
+        prefix = "model.layers.0.mlp.experts"
+        torch.testing.assert_close(norms[f"{prefix}.gate_up_proj.{e}"], rows.norm(dim=0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norms[f"{prefix}.down_proj.{e}"], down.norm(dim=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["mixtral"], indirect=True)
+def test_an_expert_that_no_token_reaches_is_named(decoder, tokens):
+    gate = decoder.model.layers[1].mlp.gate
+    with torch.no_grad():
+        gate.weight[3] = 0
+    decoder.model.layers[1].post_attention_layernorm.weight.data.abs_()
+    gate.forward = lambda x: (None, torch.full((len(x), 2), 0.5), torch.tensor([[0, 1]]).expand(len(x), 2))
+    with pytest.raises(LabkitError, match=r"every matrix takes part .* got 'model\.layers\.1\..*\.gate_up_proj\.2, "):
+        list(streaming.walk(decoder, tokens))
+
+
+def test_matrices_of_one_input_share_its_statistic():
+    step = next(streaming.walk(Rung(32, 1).build().eval(), TOKENS))
+    ids = {name.rsplit(".", 1)[1]: id(statistic) for name, statistic in step.items()}
+    assert ids["q_proj"] == ids["k_proj"] == ids["v_proj"] and ids["gate_proj"] == ids["up_proj"]
+    assert len(set(ids.values())) == 4
+
+
+def test_the_next_block_sees_what_was_done_to_the_last():
+    model = Rung(32, 2).build().eval()
+    steps = streaming.walk(model, TOKENS)
+    next(steps)
+    model.model.layers[0].mlp.down_proj.weight.data.zero_()
+    changed = next(steps)["model.layers.1.self_attn.q_proj"].value()
+    torch.testing.assert_close(changed, walked(model, TOKENS)["model.layers.1.self_attn.q_proj"])
+
+
+def test_the_model_is_left_as_it_was():
+    model = Rung(32, 2).build().eval()
+    list(streaming.walk(model, TOKENS))
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_block_that_gives_nan_is_named():
+    model = Rung(32, 3).build().eval()
+    model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(LabkitError, match="activations are finite; got 'NaN or infinity after block model.layers.1'"):
+        list(streaming.walk(model, TOKENS))
+
+
+def test_a_matrix_that_calibration_never_reaches_is_named():
+    model = Rung(32, 1).build().eval()
+    model.model.layers[0].expert = nn.Linear(4, 4)
+    with pytest.raises(LabkitError, match="every matrix takes part .* got 'model.layers.0.expert'"):
+        list(streaming.walk(model, TOKENS))
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def fails_above(model, rows: int) -> None:
+    """Make every block a device that holds activations of at most ``rows`` sequences."""
+
+    def check(module: nn.Module, args: tuple) -> None:
+        if len(args[0]) > rows and args[0].shape[1] == TOKENS.shape[1]:
+            raise torch.OutOfMemoryError("simulated")
+
+    for block in blocks.decoder_blocks(model)[1]:
+        block.input_layernorm.register_forward_pre_hook(check)
+
+
+@pytest.mark.parametrize("kind", [Norms, Hessian])
+def test_out_of_memory_halves_the_micro_batch_says_so_and_changes_nothing_else(kind):
+    model = Rung(32, 2).build().eval()
+    expected = walked(model, TOKENS, kind)
+    fails_above(model, rows=1)
+    with pytest.warns(UserWarning, match="out of memory in model.layers.0: on with 1 calibration sequences at a time"):
+        found = walked(model, TOKENS, kind)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_one_sequence_that_does_not_fit_is_an_error():
+    model = Rung(32, 2).build().eval()
+    fails_above(model, rows=0)
+    with pytest.raises(LabkitError, match="got 'out of memory in model.layers.0 with one sequence of 12 tokens'"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            list(streaming.walk(model, TOKENS))
+
+
+def test_a_statistic_that_runs_out_of_memory_counts_every_token_once(monkeypatch):
+    model = Rung(32, 1).build().eval()
+    expected, add = walked(model, TOKENS), Norms.add
+
+    def small(self: Norms, inputs: torch.Tensor) -> None:
+        if len(inputs) > 5:
+            raise torch.OutOfMemoryError("simulated")
+        add(self, inputs)
+
+    monkeypatch.setattr(Norms, "add", small)
+    for name, value in walked(model, TOKENS).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_one_block_at_a_time_is_on_the_device(monkeypatch):
+    model, there, most = Rung(32, 3).build().eval(), set(), []
+
+    def move(block: nn.Module, device: object) -> None:
+        there.symmetric_difference_update({block})
+        most.append(len(there))
+
+    monkeypatch.setattr(streaming, "move", move)
+    for _ in streaming.walk(model, TOKENS, device="cpu"):
+        assert len(there) == 1
+    assert not there and max(most) == 1 and len(most) == 6
+
+
+class Live(TorchDispatchMode):
+    """Bytes of tensors made inside the with that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.note(tensor.untyped_storage())
+        return out
+
+    def note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.seen:
+            self.seen.add(key)
+            self.bytes += size
+            self.peak = max(self.peak, self.bytes)
+            weakref.finalize(storage, self.gone, key, size)
+
+    def gone(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.bytes -= size
+
+
+def peak(model, sequences: int, kind: type) -> int:
+    tokens = torch.randint(1, 168, (sequences, 12), generator=torch.Generator().manual_seed(0))
+    with Live() as live:
+        for step in streaming.walk(model, tokens, kind):
+            step.clear()
+    return live.peak
+
+
+@pytest.mark.parametrize("kind", [Norms, Hessian])
+def test_more_sequences_take_the_memory_of_their_hidden_states_and_no_more(kind):
+    """What grows are the hidden states that wait on the CPU, twice while they are put together."""
+    model = Rung(32, 2).build().eval()
+    few, many = peak(model, 8, kind), peak(model, 64, kind)
+    waiting = (64 - 8) * 12 * 32 * 4
+    assert many - few <= 2 * waiting + (64 - 8) * 12 * 8  # and the tokens themselves

@@ -1,0 +1,171 @@
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from labkit.contrast import ANSWERS, EffectiveScale, Rule, SeedQuestion, effective_scale, seed_question
+from labkit.errors import LabkitError
+from labkit.records import DENSE, EXACT_MATCH, NLL_NATS, columns
+
+PARAMS = {f"r{n}": round(10 ** (4 + n / 2)) for n in range(5)}  # half a decade apart
+OUTCOMES = pd.DataFrame(
+    {"ability": ["chain", "facts", "markov"], "outcome": ["emergent", "always there", "always there"]}
+)
+QUICK = Rule(draws=300)
+CHAIN, FACTS, NATS = (0.0, 0.0, 0.5, 1.0, 1.0), (0.6, 0.7, 0.8, 0.9, 1.0), (2.5, 2.4, 2.3, 2.2, 2.1)
+
+
+def rows(ability, gains, compression=DENSE, seeds=5, metric=EXACT_MATCH, spread=0.0):
+    """Rows with one item per model, `gains`: rung -> mean gain. Nats are given as they are."""
+    cells = []
+    for rung, gain in gains.items():
+        offsets = spread * np.random.default_rng(len(ability)).normal(size=seeds)
+        cells += [(rung, PARAMS[rung], seed, gain + offsets[seed]) for seed in range(seeds)]
+    frame = pd.DataFrame(cells, columns=["rung", "params", "seed", "value"])
+    constant = {"run": "r", "model": "m", "compression": compression, "sparsity": 0.5 * (compression != DENSE)}
+    return frame.assign(
+        ability=ability, metric=metric, item=0, chance=0.0 if metric == EXACT_MATCH else 3.3, **constant
+    )
+
+
+def dense(**options):
+    curves = {"chain": CHAIN, "facts": FACTS}
+    parts = [rows(ability, dict(zip(PARAMS, curve)), **options) for ability, curve in curves.items()]
+    return pd.concat([*parts, rows("markov", dict(zip(PARAMS, NATS)), metric=NLL_NATS, **options)], ignore_index=True)
+
+
+def compressed(chain, facts, nats, rung="r4", **options):
+    parts = [rows("chain", {rung: chain}, "wanda", **options), rows("facts", {rung: facts}, "wanda", **options)]
+    return pd.concat([*parts, rows("markov", {rung: nats}, "wanda", metric=NLL_NATS, **options)], ignore_index=True)
+
+
+def scale(rule=QUICK, rung="r4", **gains):
+    frame = effective_scale(dense(), compressed(**({"chain": 1.0, "facts": 1.0, "nats": 2.1} | gains), rung=rung), rule)
+    assert tuple(frame) == columns(EffectiveScale)
+    return frame.set_index("ability")
+
+
+def question(chain, facts, nats, outcomes=OUTCOMES, seeds=5, spread=0.01):
+    options = {"seeds": seeds, "spread": spread}
+    frame = seed_question(pd.concat([dense(**options), compressed(chain, facts, nats, **options)]), outcomes, QUICK)
+    assert tuple(frame) == columns(SeedQuestion) and len(frame) == 1 and frame["answer"][0] in ANSWERS
+    return frame.iloc[0]
+
+
+@pytest.mark.parametrize(("gain", "decades"), [(0.65, 4.25), (0.8, 5.0), (0.975, 5.875), (1.0, 6.0)])
+def test_effective_scale_is_exact_on_a_rising_curve(gain, decades):
+    row = scale(facts=gain).loc["facts"]
+    assert row["effective"] == pytest.approx(10**decades, rel=1e-3) and row["bounded"] == ""
+    assert (row["low"], row["high"]) == (pytest.approx(row["effective"]), pytest.approx(row["effective"]))
+    assert row["share"] == pytest.approx(10 ** (decades - 6), rel=1e-3)
+
+
+def test_effective_scale_of_nats_counts_what_is_lower_as_better():
+    assert scale(nats=2.25).loc["markov", "effective"] == pytest.approx(10**5.25, rel=1e-3)
+
+
+def test_beyond_the_ladder_only_a_bound_is_given():
+    below, above = scale(facts=0.5).loc["facts"], scale(facts=1.2).loc["facts"]
+    assert (below["bounded"], below["effective"]) == ("at most", pytest.approx(PARAMS["r0"]))
+    assert (above["bounded"], above["effective"]) == ("at least", pytest.approx(PARAMS["r4"]))
+
+
+def test_on_a_level_stretch_the_size_nearest_to_the_parent_is_given():
+    assert scale(chain=1.0).loc["chain", "effective"] == pytest.approx(PARAMS["r4"])
+    assert scale(chain=0.995).loc["chain", "effective"] == pytest.approx(PARAMS["r4"])  # within the resolution
+    exact = scale(Rule(draws=100, resolution=0.0), chain=0.995).loc["chain", "effective"]
+    assert exact == pytest.approx(10 ** (5 + 0.5 * 0.99), rel=1e-3)
+    assert scale(chain=0.0).loc["chain", "effective"] == pytest.approx(PARAMS["r1"], rel=1e-3)
+
+
+def test_what_the_parent_lacks_has_no_effective_scale():
+    row = scale(rung="r1", chain=0.3).loc["chain"]
+    assert np.isnan(row["effective"]) and "gain 0.00 is below the gate 0.2" in row["reason"]
+
+
+def test_one_seed_gives_a_size_without_an_interval():
+    frame = effective_scale(dense(), compressed(0.5, 0.8, 2.2, seeds=1), QUICK).set_index("ability")
+    row = frame.loc["facts"]
+    assert row["effective"] == pytest.approx(1e5, rel=1e-3)
+    assert np.isnan([row["low"], row["high"]]).all() and row["reason"] == "one seed gives no interval"
+
+
+def test_the_interval_of_a_size_holds_the_truth_and_narrows_with_seeds():
+    def width(seeds):
+        noisy = [rows("facts", dict(zip(PARAMS, FACTS)), seeds=seeds, spread=0.02)]
+        frame = effective_scale(pd.concat(noisy), rows("facts", {"r4": 0.8}, "wanda", seeds=seeds, spread=0.02), QUICK)
+        assert frame["low"][0] < 1e5 < frame["high"][0] or seeds > 3
+        return np.log(frame["high"][0] / frame["low"][0])
+
+    assert width(40) < width(3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "chain", "facts"),
+    [
+        ("emergence lost", "is above 0.1", 0.2, 0.98),
+        ("redundancy stripped", "emergent abilities are kept", 1.0, 1.0),
+        ("undecided", "nor shows that emergent abilities are kept", 0.5, 0.5),  # both alike: damage, not this one
+        ("undecided", "emergent abilities lose less than always-there ones", 0.98, 0.5),
+    ],
+)
+def test_known_losses_are_answered(answer, reason, chain, facts):
+    row = question(chain, facts, 2.1)
+    assert row["answer"] == answer and reason in row["reason"]
+    assert row["contrast"] == pytest.approx(facts - chain, abs=0.02)
+    assert row["low"] <= row["contrast"] <= row["high"]
+    assert row["abilities"] == "chain | facts"
+
+
+def test_a_model_compressed_to_a_smaller_dense_one_is_not_beyond_it():
+    row = question(0.5, 0.8, 2.3)
+    assert row["matched_params"] == pytest.approx(1e5, rel=0.1)
+    assert row["contrast"] == pytest.approx(0.3, abs=0.02) and row["matched_contrast"] == pytest.approx(0.3, abs=0.05)
+    assert row["beyond_low"] < 0 < row["beyond_high"] and abs(row["beyond"]) < 0.05
+
+
+def test_identical_models_have_a_contrast_that_covers_zero():
+    row = question(1.0, 1.0, 2.1)
+    assert row["low"] <= 0 <= row["high"] and row["contrast"] == pytest.approx(0, abs=1e-9)
+    assert row["matched_params"] == pytest.approx(PARAMS["r4"])
+    assert row["matched_low"] <= 0 <= row["matched_high"] or row["matched_contrast"] == pytest.approx(0, abs=0.02)
+
+
+def test_below_chance_nothing_more_is_lost():
+    assert question(-0.4, 0.0, 9.0)["emergent"] == pytest.approx(1.0)
+
+
+def test_no_dense_model_with_that_loss_is_said():
+    row = question(0.2, 0.9, 5.0)
+    assert row["matched_bounded"] == "at most" and np.isnan(row["beyond"])
+    assert "no dense rung has the language-model loss 5.0" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"seeds": 3}, "3 of the 5 seeds the rule asks for"),
+        ({"outcomes": OUTCOMES[1:]}, "the dense parents have no emergent ability"),
+        ({"outcomes": OUTCOMES[:1]}, "the dense parents have no always-there ability"),
+    ],
+)
+def test_what_cannot_be_answered_says_why(options, reason):
+    row = question(0.2, 0.98, 2.1, **options)
+    assert row["answer"] == "undecided" and reason in row["reason"]
+
+
+def test_bad_outcomes_and_rules_are_refused():
+    for outcomes, message in (
+        (OUTCOMES.drop(columns="outcome"), "no outcome"),
+        (pd.concat([OUTCOMES, OUTCOMES]), "two of chain"),
+    ):
+        with pytest.raises(LabkitError, match=message):
+            question(0.2, 0.9, 2.1, outcomes)
+    for changes, message in (
+        ({"gate": 0}, "gate"),
+        ({"min_seeds": 1}, "min_seeds"),
+        ({"resolution": -1}, "resolution"),
+    ):
+        with pytest.raises(LabkitError, match=message):
+            dataclasses.replace(QUICK, **changes)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from labkit.errors import LabkitError
+from labkit.pairing import Group, gains, having, paired, primary, tables
+from labkit.records import BRIER, EXACT_MATCH, NLL_NATS, TOKEN_ACCURACY, ItemRow
+
+ROW = ItemRow("run", "m", "64x2", 99_000, 0, "dense", 0.01, "recall", EXACT_MATCH, 0, 0.0, 0.25)
+GROUP = Group("64x2", "wanda", 0.5, "recall", EXACT_MATCH)
+
+
+def rows(table, **others):
+    seed, item = np.divmod(np.arange(np.size(table)), np.shape(table)[1])
+    given = {"seed": seed, "item": item, "value": np.ravel(table) * 1.0, **others}
+    return pd.DataFrame({**dataclasses.asdict(ROW), **given})
+
+
+WANDA = {"compression": "wanda", "sparsity": 0.5}
+SCORES = np.random.default_rng(0).random((2, 3, 4))
+BOTH = pd.concat([rows(SCORES[0]), rows(SCORES[1], **WANDA)], ignore_index=True)
+
+
+def test_tables_are_the_pivot_of_the_rows_in_any_order():
+    metrics = tables(BOTH.sample(frac=1, random_state=0))["64x2", "recall"]
+    assert primary(metrics) == EXACT_MATCH
+    compressed, dense = paired(metrics, GROUP)
+    np.testing.assert_array_equal(dense.value, SCORES[0])
+    np.testing.assert_array_equal(compressed.value, SCORES[1])
+    np.testing.assert_array_equal(compressed.at(np.array([2])).value, SCORES[1][2:])
+
+
+def test_dense_rows_pair_by_the_seeds_that_were_compressed():
+    _, dense = paired(tables(BOTH.query("compression == 'dense' or seed != 1"))["64x2", "recall"], GROUP)
+    np.testing.assert_array_equal(dense.value, SCORES[0][[0, 2]])
+
+
+def test_gains_point_upwards_in_every_metric():
+    block = paired(tables(BOTH)["64x2", "recall"], GROUP)
+    np.testing.assert_allclose(gains(EXACT_MATCH, np.arange(3), *block), SCORES[::-1] - 0.25)
+    np.testing.assert_allclose(gains(NLL_NATS, np.arange(3), *block), 0.25 - SCORES[::-1])
+
+
+def test_seeds_have_an_ability_from_the_gate_on():
+    table = np.array([[0.39], [0.41], [0.9]])
+    _, dense = paired(tables(pd.concat([rows(table), rows(table, **WANDA)]))["64x2", "recall"], GROUP)
+    have, least = having(dense, EXACT_MATCH, 0.2)
+    assert list(have) == [1, 2] and least == pytest.approx(0.15)
+
+
+def test_the_first_primary_metric_is_judged():
+    every = pd.concat([rows(SCORES[0], metric=metric) for metric in (BRIER, NLL_NATS, TOKEN_ACCURACY)])
+    assert primary(tables(every)["64x2", "recall"]) == TOKEN_ACCURACY
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (BOTH.drop(columns="chance"), "rows without chance"),
+        (BOTH.assign(value=BOTH["value"].where(BOTH.index != 2)), "seed 0, item 2'. Measure it again."),
+        (pd.concat([BOTH, BOTH[:1]]), "an item is scored once; got 'two of rung 64x2"),
+        (BOTH.drop(index=0), "every seed scores the same items"),
+        (BOTH.assign(metric=BRIER), "judged by one of exact_match, token_accuracy, nll_nats; got 'rung 64x2"),
+    ],
+)
+def test_rows_that_are_not_whole_are_refused(wrong, message):
+    with pytest.raises(LabkitError) as error:
+        tables(wrong)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("compression == 'dense'", "recall is judged on one metric; got 'no rows for rung 64x2, compression wanda"),
+        ("compression == 'wanda' or seed != 1", "no dense rows for rung 64x2, compression wanda, sparsity 0.5"),
+        ("compression == 'wanda' or item < 2", "score the same items, at the same chance; got 'rung 64x2"),
+    ],
+)
+def test_rows_that_do_not_pair_are_refused(wrong, message):
+    with pytest.raises(LabkitError) as error:
+        paired(tables(BOTH.query(wrong))["64x2", "recall"], GROUP)
+    assert message in str(error.value)
