@@ -20,6 +20,9 @@ VERBS = ("prune", "drop_layers", "shrink", "recover")
 SIZES = {"heads": "num_attention_heads", "ffn": "intermediate_size", "width": "hidden_size"}
 """Arguments of ``labkit.shrink``, and where a model's config says how many it has."""
 
+ALLOCATIONS = ("uniform", "outlier-weighed")
+"""How a sparsity is shared out among blocks: the same for all, or ``labkit.pruning.outlier_weighed``."""
+
 GIVEN = {"model", "calibration", "corpus", "teacher", "seed", "folder", "device"}
 """Arguments that the study supplies itself."""
 
@@ -30,8 +33,8 @@ class Compression:
 
     Attributes
     ----------
-    steps: ((verb, ((argument, value), …)), …) in the order of `VERBS`; arguments as in ``labkit.prune``,
-        ``labkit.drop_layers`` (or ``drop``, how many to take away), ``labkit.shrink`` (a float is a share of what the
+    steps: ((verb, ((argument, value), …)), …) in the order of `VERBS`; arguments as in ``labkit.prune``
+        (and ``allocation``, one of `ALLOCATIONS`), ``labkit.drop_layers`` (or ``drop``, how many to take away), ``labkit.shrink`` (a float is a share of what the
         model has) and ``labkit.recover``.
     """
 
@@ -86,13 +89,17 @@ class Compression:
         for verb, arguments in self.steps:
             takes = inspect.signature(_function(verb)).parameters
             fitting = {name: value for name, value in given.items() if name in takes}
-            model = _function(verb)(model, **fitting, **_absolute(model, dict(arguments)))
+            model = _function(verb)(model, **fitting, **_absolute(model, dict(arguments), calibration))
         return model
 
 
-def _absolute(model: PreTrainedModel, asked: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with what is relative to the model turned into numbers: layers to drop, shares of heads or neurons."""
+def _absolute(model: PreTrainedModel, asked: dict[str, Any], calibration: Tensor) -> dict[str, Any]:
+    """Arguments with what depends on the model turned into numbers: layers to drop, shares of heads, budgets."""
     config = model.config.get_text_config()
+    if asked.pop("allocation", "uniform") == "outlier-weighed":
+        from labkit.pruning import outlier_weighed
+
+        asked["sparsity"] = outlier_weighed(model, asked["sparsity"], calibration)
     if "drop" in asked:
         asked["keep"] = config.num_hidden_layers - asked.pop("drop")
     for what, attribute in SIZES.items():
@@ -114,7 +121,7 @@ def _function(verb: str) -> Callable:
 def _check(verb: str, arguments: Mapping[str, Any]) -> None:
     """Raise the LabkitError that the verb would raise for these, as far as it can be told without a model."""
     known = [name for name in inspect.signature(_function(verb)).parameters if name not in GIVEN]
-    known += ["drop"] if verb == "drop_layers" else []
+    known += {"drop_layers": ["drop"], "prune": ["allocation"]}.get(verb, [])
     for name in arguments:
         if name not in known:
             raise unknown(f"argument of {verb}", name, known)
@@ -122,6 +129,10 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
         from labkit.pruning import check_prune
 
         check_prune(arguments.get("criterion", "wanda"), arguments.get("sparsity"), arguments.get("pattern"))
+        if (allocation := arguments.get("allocation", "uniform")) not in ALLOCATIONS:
+            raise unknown("allocation", allocation, ALLOCATIONS)
+        if allocation != "uniform" and arguments.get("pattern") is not None:
+            raise LabkitError("a pattern has one sparsity", f"allocation={allocation!r}", "Leave one of them out.")
     if verb == "drop_layers" and ("drop" in arguments) == ("keep" in arguments):
         raise LabkitError("drop_layers says either drop or keep", dict(arguments), "Write e.g. { drop = 1 }.")
 
@@ -131,6 +142,7 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
 
 def _prune_name(asked: dict[str, Any]) -> str:
     extra = [f"by {asked['group']}"] if asked.get("group") else []
+    extra += [asked["allocation"]] if asked.get("allocation", "uniform") != "uniform" else []
     return " ".join([asked.get("criterion", "wanda"), *([asked["pattern"]] if asked.get("pattern") else []), *extra])
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from labkit import lineage
 from labkit.errors import LabkitError, unknown
+from labkit.lineage import record
 from labkit.pruning import blocks, engine, ledger, masks, surgery
 from labkit.pruning.allocation import outlier_weighed, schedule
 from labkit.pruning.blocks import sparsity
@@ -123,7 +123,7 @@ def prune(
         calibration=calibration, generator=torch.Generator().manual_seed(seed), device=device, progress=progress,
     )  # fmt: skip
     ledger.record_masks(pruned)
-    lineage.record(pruned, "prune", **asked)
+    record(pruned, "prune", **asked)
     return pruned.train(model.training)
 
 
@@ -193,7 +193,7 @@ def drop_layers(
     surgery.keep_layers(short, [i for i in range(len(scores)) if i not in dropped])
     if hasattr(model.config, ledger.FIELD):
         ledger.record_masks(short)  # the numbers in the names of the blocks have moved
-    lineage.record(short, "drop_layers", keep=keep, importance=importance, seed=seed)
+    record(short, "drop_layers", keep=keep, importance=importance, seed=seed)
     return short.train(model.training)
 
 
