@@ -2,7 +2,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab notebooks figures clean
+.PHONY: help setup run test lab notebooks manifest figures clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +31,9 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 notebooks: $(READY)  ## run every notebook in place and keep its outputs
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.kernel_name=python3 \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False notebooks/*.ipynb
+
+manifest: $(READY)  ## list the shipped files with their checksums
+	@$(BIN)/python -c "from labkit.schooling import write_manifest; write_manifest('src/labkit/artifacts')"
 
 figures: $(READY)  ## draw the README's figure and write its table from the shipped rows
 	@$(BIN)/python docs/figures.py

@@ -96,7 +96,7 @@ def run(
 
     Only what the folder lacks is measured, so a run that was stopped goes on with the same command.
 
-    quick takes about five minutes on two CPU cores.
+    On two CPU cores quick takes a few minutes, pruning and recovery about a quarter of an hour each.
     """
     from labkit.study import Study
 

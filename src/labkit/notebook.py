@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labkit.errors import LabkitError
+from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, condition, finished, panel_grid
 from labkit.store import provenance
 from labkit.zoo import MANIFEST, artifacts, sha256
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 DPI = 110
+UNTOUCHED = "none"
+"""The damage of a model that was not pruned."""
 _SHOWN = ("labkit", "torch", "transformers", "pandas", "duckdb")
+_RECOVERED = r"^(?:(?P<before>.+) \+ )?(?P<method>[a-z]+) (?P<size>\d+)(?P<unit>[kM])$"  # "wanda + lora 200k", "full 1M"
+_FRAME = (-0.35, 1.35)  # retention drawn; what lies beyond stands at the edge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +109,155 @@ def draw_weights(matrices: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+def interval(estimate: float, low: float, high: float) -> str:
+    """A number with its interval for a table, "0.52 [0.45, 0.60]"; what is not known, NaN, is "…"."""
+    told = ["…" if np.isnan(x) else f"{round(x, 2) + 0.0:.2f}" for x in (estimate, low, high)]  # + 0.0: no "-0.00"
+    return "…" if told == ["…"] * 3 else f"{told[0]} [{told[1]}, {told[2]}]"
+
+
+# -- recovery -----------------------------------------------------------------------------------------------------------
+
+
+def recoveries(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts of a recovery study with what their column ``compression`` says told apart, absent abilities left out.
+
+    Parameters
+    ----------
+    verdicts : what `labkit.judge` returns, compressions named as in a study: "wanda", "wanda + lora 200k", "full 1M".
+
+    Returns
+    -------
+    The same columns and three more: ``damage`` ("wanda 70 %"; `UNTOUCHED` for the control, which was only trained on),
+    ``method`` ("" for the damage itself) and ``tokens`` trained on (0 for the damage itself).
+    """
+    named = verdicts["compression"].astype(str).str.extract(_RECOVERED)
+    before = named["before"].where(named["method"].notna(), verdicts["compression"].astype(str)).fillna(UNTOUCHED)
+    tokens = named["size"].astype(float) * named["unit"].map({"k": 1e3, "M": 1e6})
+    told = verdicts.assign(
+        damage=[condition(*pair) for pair in zip(before, verdicts["sparsity"], strict=True)],
+        method=named["method"].fillna(""),
+        tokens=tokens.fillna(0).astype(int),
+    )
+    return told[told["verdict"] != "absent"]
+
+
+def comebacks(verdicts: pd.DataFrame, back: float = 0.8, few: int = 200_000) -> pd.DataFrame:
+    """What became of every ability that was pruned away: a working rule for "damaged, or merely unelicited?".
+
+    The first that holds, of 95 % intervals of retention: *spared*, pruning alone leaves at least `back`; *elicitable*,
+    at least `back` after low-rank adapters, or after at most `few` tokens of any training; *trained back*, at least
+    `back` after more; *damaged*, every recovery stays below `back` while the control, never pruned but trained on for
+    as long as any, does not; *open*, all else.
+
+    Parameters
+    ----------
+    verdicts : as for `recoveries`. back : retention, in (0, 1]. few : tokens.
+
+    Returns
+    -------
+    One row per rung, damage and ability: retention with its interval after the damage (``pruned``), in the best
+    recovery (``best``) and in the ``control``; the fewest ``tokens`` that bring at least `back`, by which ``methods``
+    (NaN and "" if none does); ``n_seeds``; ``outcome``.
+    """
+    import pandas as pd
+
+    told, rows = recoveries(verdicts), []
+    for (rung, ability), group in told.groupby(["rung", "ability"], sort=False, observed=True):
+        last = group[group["damage"] == UNTOUCHED].sort_values("tokens").iloc[-1:]
+        for damage, ways in group[group["damage"] != UNTOUCHED].groupby("damage", sort=False):
+            pruned, recovered = ways[ways["method"] == ""], ways[ways["method"] != ""]
+            if pruned.empty or recovered.empty:
+                continue
+            returned = recovered[recovered["low"] >= back]
+            cheap = returned[(returned["method"] == "lora") | (returned["tokens"] <= few)]
+            fewest = returned[returned["tokens"] == returned["tokens"].min()]
+            control = (last["low"] >= back).any() and (last["tokens"] >= recovered["tokens"].max()).all()
+            rules = {
+                "spared": (pruned["low"] >= back).all(),
+                "elicitable": len(cheap) > 0,
+                "trained back": len(returned) > 0,
+                "damaged": (recovered["high"] < back).all() and control,
+                "open": True,
+            }
+            best = recovered.sort_values("retention").iloc[-1:]
+            shown = [_first(part) for part in (pruned, best, last)]
+            tokens, methods = fewest["tokens"].min(), ", ".join(sorted(fewest["method"]))
+            outcome = next(name for name, holds in rules.items() if holds)
+            rows.append((rung, damage, ability, *shown, tokens, methods, int(pruned["n_seeds"].iloc[0]), outcome))
+    names = ["rung", "damage", "ability", "pruned", "best", "control", "tokens", "methods", "n_seeds", "outcome"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _first(verdicts: pd.DataFrame) -> str:
+    return next((interval(r.retention, r.low, r.high) for r in verdicts.itertuples()), "…")
+
+
+def draw_recoveries(verdicts: pd.DataFrame, columns: int = 4) -> Figure:
+    """Retention against the tokens of a recovery, a panel per ability, a line per damage and method; bars are 95 %.
+
+    Lines start at the damage alone, that of the control at 1; hollow marks are undecided. Tokens stand at equal
+    distances. Raises LabkitError for verdicts of several rungs, or without a recovery.
+    """
+    import matplotlib.pyplot as plt
+
+    told = recoveries(verdicts)
+    ways = told.loc[told["method"] != "", ["damage", "method"]].drop_duplicates().values.tolist()
+    if told["rung"].nunique() != 1 or not ways:
+        received = f"rungs {sorted(told['rung'].unique())}, {len(ways)} ways of recovery"
+        raise LabkitError("recoveries are drawn for one rung", received, "Choose one: verdicts[verdicts.rung == …].")
+    doses = sorted({0, *told["tokens"]})
+    order = told.groupby("ability", observed=True)["retention"].mean().sort_values(ascending=False).index
+    with plt.rc_context(STYLE):
+        figure, grid = panel_grid(len(order), columns, width=2.2, height=1.6)
+        for axes, ability in zip(grid, order, strict=True):
+            axes.set_title(ability, loc="left", fontweight="bold", fontsize=9)
+            for level in (0, 1):
+                axes.axhline(level, color=GREY, linewidth=0.8, zorder=1)
+            for number, (damage, method) in enumerate(ways):
+                line = told[(told["ability"] == ability) & (told["damage"] == damage) & told["method"].isin(["", method])]
+                line = line.sort_values("tokens")
+                shift = 0.08 * (number - (len(ways) - 1) / 2)
+                look = {"color": COLOURS[number % len(COLOURS)], "linewidth": 1.2}
+                x = np.array([doses.index(t) for t in line["tokens"]]) + shift
+                low, middle, high = line[["low", "retention", "high"]].to_numpy(float).clip(*_FRAME).T
+                start = [0 + shift] * (damage == UNTOUCHED), [1.0] * (damage == UNTOUCHED)
+                axes.plot([*start[0], *x], [*start[1], *middle], **look, label=_way(damage, method))
+                axes.vlines(x, low, high, **look, alpha=0.6)
+                for place, value, verdict in zip(x, middle, line["verdict"], strict=True):
+                    face = "white" if verdict == "undecided" else look["color"]
+                    axes.plot([place], [value], MARKERS[number % len(MARKERS)], **look, markerfacecolor=face,
+                              markersize=4, clip_on=False, zorder=3)  # fmt: skip
+            axes.set_ylim(*_FRAME)
+            axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+            axes.set_xticks(range(len(doses)), [f"{dose:,}" for dose in doses])
+        figure.supxlabel("tokens trained on after pruning", fontsize=9)
+        figure.supylabel("retention (0 = chance, 1 = dense)", fontsize=9)
+        handles, labels = grid[0].get_legend_handles_labels()
+        for number, handle in enumerate(handles):
+            handle.set(marker=MARKERS[number % len(MARKERS)], markersize=4.5)
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(3, columns), frameon=False, fontsize=8.5)
+    return finished(figure)
+
+
+def recoveries_alt(verdicts: pd.DataFrame) -> str:
+    """The figure of `draw_recoveries` in words: retention after every recovery's most tokens."""
+    told, sentences = recoveries(verdicts), []
+    for ability, panel in told.groupby("ability", sort=False, observed=True):
+        last = panel.sort_values("tokens").groupby(["damage", "method"], sort=False).tail(1)
+        ends = [f"{_way(r.damage, r.method)} {r.retention:.2f} at {r.tokens:,}" for r in last.itertuples()]
+        sentences.append(f"{ability}: {', '.join(ends)}")
+    return f"Retention against tokens of recovery, with 95 % intervals. {'; '.join(sentences)}."
+
+
+def _way(damage: str, method: str) -> str:
+    if damage == UNTOUCHED:
+        return f"not pruned, {method}"
+    return f"{damage}, {method}" if method else damage
+
+
+# -- exercises ----------------------------------------------------------------------------------------------------------
+
+
 def check_share(function: Callable) -> None:
     """Check the exercise ``share(score, chance, best)``: how much of the way from chance to best was made."""
     cases = {
@@ -135,6 +290,26 @@ def check_magnitude_mask(function: Callable) -> None:
     for name, (values, sparsity) in weights.items():
         weight = torch.tensor(values)
         cases[name] = (weight, sparsity), keep_highest(weight.abs(), sparsity, "layer")
+    _report(function, cases, lambda got, expected: isinstance(got, torch.Tensor) and torch.equal(got, expected))
+
+
+def check_merge(function: Callable) -> None:
+    """Check the exercise ``merge(weight, b, a)``: W + 2·B·A where W is not zero, and zero where it is.
+
+    ``weight`` (outputs, inputs), ``b`` (outputs, rank), ``a`` (rank, inputs); a float tensor of the shape of ``weight``.
+    """
+    import torch
+
+    cases = {}
+    for name, *values in (
+        ("what stays gets 2·B·A", [[1.0, -2.0]], [[0.5]], [[1.0, 3.0]], [[2.0, 1.0]]),
+        ("zeros stay zero", [[1.0, 0.0], [0.0, -4.0]], [[1.0], [0.5]], [[1.0, 1.0]], [[3.0, 0.0], [0.0, -3.0]]),
+        ("negative weights stay too", [[-1.0, 0.0]], [[1.0]], [[-1.0, 2.0]], [[-3.0, 0.0]]),
+        ("the ranks are summed over", [[1.0, 1.0, 0.0]], [[1.0, 2.0]], [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], [[3.0, 5.0, 0.0]]),
+        ("an update of zero changes nothing", [[3.0, 0.0]], [[0.0]], [[7.0, 7.0]], [[3.0, 0.0]]),
+    ):  # fmt: skip
+        *given, expected = map(torch.tensor, values)
+        cases[name] = tuple(given), expected
     _report(function, cases, lambda got, expected: isinstance(got, torch.Tensor) and torch.equal(got, expected))
 
 
