@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -28,6 +29,14 @@ def magnitude_mask(weight: torch.Tensor, sparsity: float) -> torch.Tensor:
     flat = np.abs(weight.numpy()).ravel()
     before = [sum((f, j) < (g, i) for j, f in enumerate(flat)) for i, g in enumerate(flat)]
     return torch.tensor(np.array(before).reshape(weight.shape) >= int(flat.size * sparsity))
+
+
+def merge(weight: torch.Tensor, b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """By NumPy, one weight at a time."""
+    out = weight.numpy().copy()
+    for i, j in zip(*out.nonzero(), strict=True):
+        out[i, j] += 2 * sum(b[i, k].item() * a[k, j].item() for k in range(len(a)))
+    return torch.from_numpy(out)
 
 
 # --- the card --------------------------------------------------------------------------------------------------------
@@ -98,11 +107,94 @@ def test_zeros_are_left_blank_and_the_scale_is_shared() -> None:
     plt.close(figure)
 
 
+# --- recovery --------------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_in_a_table() -> None:
+    assert notebook.interval(0.521, 0.45, 0.6) == "0.52 [0.45, 0.60]"
+    assert notebook.interval(-0.001, -0.004, np.nan) == "0.00 [0.00, …]"  # no "-0.00"
+    assert notebook.interval(*[np.nan] * 3) == "…"
+
+
+def verdicts(**bounds: tuple[float, float]) -> pd.DataFrame:
+    """Verdicts of one ability; compression with _ for a space -> low and high, retention halfway between."""
+    rows = [
+        {"rung": "64x2", "compression": name, "sparsity": 0.0 if name.startswith("full") else 0.7, "ability": "recall",
+         "retention": (low + high) / 2, "low": low, "high": high, "n_seeds": 5, "verdict": "undecided"}
+        for name, (low, high) in ((name.replace("_plus_", " + ").replace("_", " "), b) for name, b in bounds.items())
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_compression_is_told_apart() -> None:
+    told = notebook.recoveries(verdicts(wanda=(0, 0), wanda_plus_lora_200k=(0, 1), full_1M=(1, 1)))
+    assert told[["damage", "method", "tokens"]].values.tolist() == [
+        ["wanda 70 %", "", 0], ["wanda 70 %", "lora", 200_000], ["none", "full", 1_000_000]
+    ]  # fmt: skip
+    structured = verdicts(wanda=(0, 1)).assign(compression="drop-layers 1 by loss", sparsity=0.0)
+    assert notebook.recoveries(structured)[["damage", "method"]].values.tolist() == [["drop-layers 1 by loss", ""]]
+    assert notebook.recoveries(structured.assign(verdict="absent")).empty
+
+
+LOW, HIGH, WIDE = (0.0, 0.1), (0.9, 1.0), (0.1, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "tokens", "methods", "bounds"),
+    [
+        ("spared", 200_000, "full", {"wanda": HIGH, "wanda_plus_full_200k": HIGH, "full_1M": HIGH}),
+        ("elicitable", 200_000, "full", {"wanda": LOW, "wanda_plus_full_200k": HIGH, "full_1M": HIGH}),
+        ("elicitable", 1_000_000, "full, lora",
+         {"wanda": LOW, "wanda_plus_full_1M": HIGH, "wanda_plus_lora_1M": HIGH, "full_1M": HIGH}),
+        ("trained back", 1_000_000, "full", {"wanda": LOW, "wanda_plus_full_200k": LOW, "wanda_plus_full_1M": HIGH}),
+        ("damaged", None, "", {"wanda": LOW, "wanda_plus_full_200k": LOW, "wanda_plus_full_1M": LOW, "full_1M": HIGH}),
+        ("open", None, "", {"wanda": LOW, "wanda_plus_full_1M": LOW, "full_1M": WIDE}),  # the control is not sure
+        ("open", None, "", {"wanda": LOW, "wanda_plus_full_1M": LOW, "full_200k": HIGH}),  # it trained for less
+        ("open", None, "", {"wanda": LOW, "wanda_plus_full_1M": LOW}),  # there is none
+        ("open", None, "", {"wanda": LOW, "wanda_plus_full_200k": LOW, "wanda_plus_full_1M": WIDE, "full_1M": HIGH}),
+    ],
+)  # fmt: skip
+def test_what_became_of_an_ability(outcome, tokens, methods, bounds) -> None:
+    (row,) = notebook.comebacks(verdicts(**bounds)).to_dict("records")
+    assert (row["outcome"], row["methods"], row["damage"]) == (outcome, methods, "wanda 70 %")
+    assert row["tokens"] == tokens if tokens else np.isnan(row["tokens"])
+
+
+def test_comebacks_show_the_best_recovery_and_the_control() -> None:
+    (row,) = notebook.comebacks(
+        verdicts(wanda=(0.0, 0.1), wanda_plus_full_200k=(0.5, 0.7), wanda_plus_full_1M=(0.4, 0.6), full_1M=(0.9, 1.0))
+    ).to_dict("records")
+    assert (row["pruned"], row["best"], row["control"]) == ("0.05 [0.00, 0.10]", "0.60 [0.50, 0.70]", "0.95 [0.90, 1.00]")
+
+
+def test_recoveries_are_drawn_where_the_verdicts_say() -> None:
+    rows = verdicts(wanda=(0.1, 0.3), wanda_plus_lora_200k=(0.3, 0.5), wanda_plus_lora_1M=(0.6, 0.8), full_1M=(0.9, 1.1))
+    (axes,) = notebook.draw_recoveries(rows).axes
+    curves = [line.get_ydata().tolist() for line in axes.lines if line.get_linewidth() == 1.2 and len(line.get_xdata()) > 1]
+    assert curves == [pytest.approx([0.2, 0.4, 0.7]), pytest.approx([1.0, 1.0])]  # the control starts at the dense model
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "200,000", "1,000,000"]
+    alt = notebook.recoveries_alt(rows)
+    assert "recall: wanda 70 % 0.20 at 0, wanda 70 %, lora 0.70 at 1,000,000, not pruned, full 1.00 at 1,000,000" in alt
+
+
+def test_recoveries_of_two_rungs_or_none_are_refused() -> None:
+    rows = verdicts(wanda=LOW, wanda_plus_full_1M=LOW)
+    with pytest.raises(LabkitError, match=r"recoveries are drawn for one rung; got \"rungs \['32x2', '64x2'\], 1 ways"):
+        notebook.draw_recoveries(pd.concat([rows, rows.assign(rung="32x2")]))
+    with pytest.raises(LabkitError, match="recoveries are drawn for one rung; .*0 ways of recovery"):
+        notebook.draw_recoveries(rows[:1])
+
+
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("check", "solution"), [(notebook.check_share, share), (notebook.check_magnitude_mask, magnitude_mask)]
+    ("check", "solution"),
+    [
+        (notebook.check_share, share),
+        (notebook.check_magnitude_mask, magnitude_mask),
+        (notebook.check_merge, merge),
+    ],
 )
 def test_a_check_passes_an_independent_solution(check, solution, capsys) -> None:
     check(solution)
@@ -120,6 +212,11 @@ def test_a_check_passes_an_independent_solution(check, solution, capsys) -> None
         (notebook.check_magnitude_mask, lambda w, s: ~magnitude_mask(w, s), "nothing goes at sparsity 0"),
         (notebook.check_magnitude_mask, lambda w, s: magnitude_mask(w.flip(1), s).flip(1), "of equals the first"),
         (notebook.check_magnitude_mask, lambda w, s: w * magnitude_mask(w, s), "nothing goes at sparsity 0"),
+        (notebook.check_merge, lambda w, b, a: w + 2 * b @ a, "zeros stay zero"),
+        (notebook.check_merge, lambda w, b, a: (w + b @ a) * (w != 0), "what stays gets 2·B·A"),
+        (notebook.check_merge, lambda w, b, a: (w + 2 * b @ a) * (w > 0), "negative weights stay too"),
+        (notebook.check_merge, lambda w, b, a: (w + 2 * b[:, :1] @ a[:1]) * (w != 0), "the ranks are summed over"),
+        (notebook.check_merge, lambda w, b, a: 2 * b @ a * (w != 0), "an update of zero changes nothing"),
     ],
 )
 def test_a_check_names_the_case_that_fails(check, wrong, named, capsys) -> None:

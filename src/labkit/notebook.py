@@ -11,21 +11,23 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.lines import Line2D
 
 from labkit.errors import LabkitError
-from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, condition, finished, panel_grid
+from labkit.plotting.style import COLOURS, GREY, STYLE, condition, finished, mark, panel_grid
 from labkit.store import provenance
 from labkit.zoo import MANIFEST, artifacts, sha256
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 110
 UNTOUCHED = "none"
 """The damage of a model that was not pruned."""
 _SHOWN = ("labkit", "torch", "transformers", "pandas", "duckdb")
-_RECOVERED = r"^(?:(?P<before>.+) \+ )?(?P<method>[a-z]+) (?P<size>\d+)(?P<unit>[kM])$"  # "wanda + lora 200k", "full 1M"
+_RECOVERED = r"^(?:(?P<before>.+) \+ )?(?P<method>[a-z]+) (?P<size>\d+)(?P<unit>[kM])$"  # "wanda + lora 200k"
 _FRAME = (-0.35, 1.35)  # retention drawn; what lies beyond stands at the edge
 
 
@@ -115,7 +117,7 @@ def interval(estimate: float, low: float, high: float) -> str:
     return "…" if told == ["…"] * 3 else f"{told[0]} [{told[1]}, {told[2]}]"
 
 
-# -- recovery -----------------------------------------------------------------------------------------------------------
+# -- recovery ----------------------------------------------------------------------------------------------------------
 
 
 def recoveries(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -199,14 +201,19 @@ def draw_recoveries(verdicts: pd.DataFrame, columns: int = 4) -> Figure:
     distances. Raises LabkitError for verdicts of several rungs, or without a recovery.
     """
     import matplotlib.pyplot as plt
+    import pandas as pd
 
     told = recoveries(verdicts)
     ways = told.loc[told["method"] != "", ["damage", "method"]].drop_duplicates().values.tolist()
     if told["rung"].nunique() != 1 or not ways:
         received = f"rungs {sorted(told['rung'].unique())}, {len(ways)} ways of recovery"
         raise LabkitError("recoveries are drawn for one rung", received, "Choose one: verdicts[verdicts.rung == …].")
+    control = told[told["damage"] == UNTOUCHED].drop_duplicates("ability")  # before its training it is the dense model
+    start = {"method": "", "tokens": 0, "retention": 1.0, "low": 1.0, "high": 1.0, "verdict": "kept"}
+    told = pd.concat([control.assign(**start), told])
     doses = sorted({0, *told["tokens"]})
-    order = told.groupby("ability", observed=True)["retention"].mean().sort_values(ascending=False).index
+    panels = told.groupby("ability", observed=True)
+    order = panels["retention"].mean().sort_values(ascending=False).index
     with plt.rc_context(STYLE):
         figure, grid = panel_grid(len(order), columns, width=2.2, height=1.6)
         for axes, ability in zip(grid, order, strict=True):
@@ -214,29 +221,30 @@ def draw_recoveries(verdicts: pd.DataFrame, columns: int = 4) -> Figure:
             for level in (0, 1):
                 axes.axhline(level, color=GREY, linewidth=0.8, zorder=1)
             for number, (damage, method) in enumerate(ways):
-                line = told[(told["ability"] == ability) & (told["damage"] == damage) & told["method"].isin(["", method])]
-                line = line.sort_values("tokens")
-                shift = 0.08 * (number - (len(ways) - 1) / 2)
-                look = {"color": COLOURS[number % len(COLOURS)], "linewidth": 1.2}
-                x = np.array([doses.index(t) for t in line["tokens"]]) + shift
-                low, middle, high = line[["low", "retention", "high"]].to_numpy(float).clip(*_FRAME).T
-                start = [0 + shift] * (damage == UNTOUCHED), [1.0] * (damage == UNTOUCHED)
-                axes.plot([*start[0], *x], [*start[1], *middle], **look, label=_way(damage, method))
-                axes.vlines(x, low, high, **look, alpha=0.6)
-                for place, value, verdict in zip(x, middle, line["verdict"], strict=True):
-                    face = "white" if verdict == "undecided" else look["color"]
-                    axes.plot([place], [value], MARKERS[number % len(MARKERS)], **look, markerfacecolor=face,
-                              markersize=4, clip_on=False, zorder=3)  # fmt: skip
-            axes.set_ylim(*_FRAME)
-            axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+                panel = panels.get_group(ability)
+                line = panel[(panel["damage"] == damage) & panel["method"].isin(["", method])].sort_values("tokens")
+                x = [doses.index(t) + 0.08 * (number - (len(ways) - 1) / 2) for t in line["tokens"]]
+                _draw_line(axes, x, line, number)
+            axes.set(ylim=_FRAME, yticks=[0, 0.5, 1], yticklabels=["0", "0.5", "1"])
             axes.set_xticks(range(len(doses)), [f"{dose:,}" for dose in doses])
         figure.supxlabel("tokens trained on after pruning", fontsize=9)
         figure.supylabel("retention (0 = chance, 1 = dense)", fontsize=9)
-        handles, labels = grid[0].get_legend_handles_labels()
-        for number, handle in enumerate(handles):
-            handle.set(marker=MARKERS[number % len(MARKERS)], markersize=4.5)
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(3, columns), frameon=False, fontsize=8.5)
+        key = [mark(number, _way(*way)) for number, way in enumerate(ways)]
+        hollow = Line2D([], [], color="0.2", marker="o", linestyle="", fillstyle="none", label="hollow: undecided")
+        figure.legend(handles=[*key, hollow], loc="outside upper center", ncols=min(3, columns), frameon=False)
     return finished(figure)
+
+
+def _draw_line(axes: Axes, x: list[float], line: pd.DataFrame, number: int) -> None:
+    colour = COLOURS[number % len(COLOURS)]
+    low, middle, high = line[["low", "retention", "high"]].to_numpy(float).clip(*_FRAME).T
+    axes.plot(x, middle, color=colour, linewidth=1.2, zorder=2)
+    axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.6, zorder=2)
+    for place, value, verdict in zip(x, middle, line["verdict"], strict=True):
+        point = mark(number, "")
+        point.set_data([place], [value])
+        point.set(markerfacecolor="white" if verdict == "undecided" else colour, markersize=4, clip_on=False)
+        axes.add_line(point)
 
 
 def recoveries_alt(verdicts: pd.DataFrame) -> str:
@@ -255,7 +263,7 @@ def _way(damage: str, method: str) -> str:
     return f"{damage}, {method}" if method else damage
 
 
-# -- exercises ----------------------------------------------------------------------------------------------------------
+# -- exercises ---------------------------------------------------------------------------------------------------------
 
 
 def check_share(function: Callable) -> None:
@@ -296,7 +304,7 @@ def check_magnitude_mask(function: Callable) -> None:
 def check_merge(function: Callable) -> None:
     """Check the exercise ``merge(weight, b, a)``: W + 2·B·A where W is not zero, and zero where it is.
 
-    ``weight`` (outputs, inputs), ``b`` (outputs, rank), ``a`` (rank, inputs); a float tensor of the shape of ``weight``.
+    ``weight`` (outputs, inputs), ``b`` (outputs, rank), ``a`` (rank, inputs); a tensor of the shape of ``weight``.
     """
     import torch
 
@@ -305,7 +313,7 @@ def check_merge(function: Callable) -> None:
         ("what stays gets 2·B·A", [[1.0, -2.0]], [[0.5]], [[1.0, 3.0]], [[2.0, 1.0]]),
         ("zeros stay zero", [[1.0, 0.0], [0.0, -4.0]], [[1.0], [0.5]], [[1.0, 1.0]], [[3.0, 0.0], [0.0, -3.0]]),
         ("negative weights stay too", [[-1.0, 0.0]], [[1.0]], [[-1.0, 2.0]], [[-3.0, 0.0]]),
-        ("the ranks are summed over", [[1.0, 1.0, 0.0]], [[1.0, 2.0]], [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], [[3.0, 5.0, 0.0]]),
+        ("the ranks are summed over", [[1.0, 1.0]], [[1.0, 2.0]], [[1.0, 0.0], [0.0, 1.0]], [[3.0, 5.0]]),
         ("an update of zero changes nothing", [[3.0, 0.0]], [[0.0]], [[7.0, 7.0]], [[3.0, 0.0]]),
     ):  # fmt: skip
         *given, expected = map(torch.tensor, values)
