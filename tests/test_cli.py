@@ -196,19 +196,6 @@ def test_run_prints_the_question_the_verdicts_the_answer_and_the_report(measured
     assert lines[-1] == f"Report: {tmp_path / 'out' / 'report.html'}" and (tmp_path / "out" / "report.html").is_file()
 
 
-def test_a_table_fits_a_narrow_terminal():
-    verdict = {"rung": "64x2", "n_seeds": 5, "n_items": 1000, "verdict": "undecided", "low": 0.87, "high": 1.04}
-    conditions = [("random", 0.5), ("magnitude", 0.5), ("wanda", 0.5), ("magnitude 2:4", 0.5), ("wanda 2:4", 0.5),
-                  ("drop-layers 1", 0.0)]  # fmt: skip
-    frame = pd.DataFrame(
-        [{**verdict, "compression": name, "sparsity": zeros, "ability": "addition"} for name, zeros in conditions]
-    )
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))
-    console.print(*cli._verdict_tables(frame))
-    text = console.export_text()
-    assert text.count("undecided") == text.count("0.87…1.04") == 6
-
-
 def test_report_writes_where_it_is_told(tmp_path):
     filled(tmp_path / "out")
     assert call("report", tmp_path / "out", "--out", tmp_path / "a.html") == (0, f"Report: {tmp_path / 'a.html'}\n", "")

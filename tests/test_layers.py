@@ -15,7 +15,7 @@ import pytest
 
 LAYERS = (  # top first; the words in the comments are what a row is about
     {"cli", "notebook"},  # what a person touches
-    {"study", "schooling", "doctor", "report", "simulation"},  # a grid; a ladder; the machine; a document; the judge judged
+    {"study", "schooling", "doctor", "report", "terminal", "simulation"},  # grid, ladder, machine, pages; the judge judged
     {"compression"},  # a chain of verbs, as a study writes it
     # measure and change a model; keep, judge, compare and draw rows
     {"evaluation", "cost", "distillation", "recovery", "store", "verdict", "breakpoints", "emergence", "contrast"}

@@ -231,3 +231,12 @@ def test_an_unwritable_place_is_named(tmp_path):
     fill(tmp_path / "s", ["dense"])
     with pytest.raises(LabkitError, match="got 'No such file or directory'. Choose a place you may write to"):
         report.write_report(tmp_path / "s", tmp_path / "absent" / "page.html")
+
+
+def test_a_sweep_is_drawn_against_sparsity_and_the_rest_beside_it():
+    told = verdicts(*[("64x2", way, "recall", "degraded", 5) for way in ("wanda", "wanda", "wanda 2:4")])
+    told = told.assign(sparsity=[0.3, 0.6, 0.5], retention=[0.9, 0.4, 0.6], low=0.3, high=0.95)
+    html = report._retention(told, Rule())
+    assert html.count("<img") == 2
+    assert "Retention against sparsity for 1 ability on rung 64x2" in html and "from 30% to 60%" in html
+    assert "Retention with 95 % intervals of 1 ability under 1 compression on 1 rung. wanda 2:4: 1 degraded" in html

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
 from labkit.errors import Failure, LabkitError, unknown
+from labkit.terminal import comparison_table, legend, table, verdict_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 PIPED_WIDTH = 120  # columns, where there is no terminal to ask
 RESUMABLE = ("run", "ladder")
-COLOURS = {"kept": "green", "degraded": "yellow", "lost": "red", "undecided": "cyan", "absent": "dim"}
 DEVICES = ("auto", "cpu", "cuda")
 
 _DEVICE = typer.Option(metavar="|".join(DEVICES), help="Where models run; auto takes a GPU if there is one.")
@@ -108,10 +106,10 @@ def run(
     console, verdicts = _console(), judge(store.frame())
     path = write_report(store.path, verdicts=verdicts)
     console.print(Text(plan.question, "bold"))
-    for table in _verdict_tables(verdicts):
-        console.print(table)
+    for of_rung in verdict_tables(verdicts):
+        console.print(of_rung)
     if not verdicts.empty:
-        console.print(_legend(verdicts))
+        console.print(legend(verdicts))
     console.print(Text(answer(verdicts)), Text(f"Report: {path}"), sep="\n", soft_wrap=True)
 
 
@@ -181,7 +179,7 @@ def compare(
     else:
         where = _device(device)
         frame = comparison.compare(*(_scored(name, items, seed, where) for name in (a, b)))
-    _console().print(_comparison_table(frame, a, b))
+    _console().print(comparison_table(frame, a, b))
 
 
 @app.command(epilog="Example:  labkit zoo --folder my-ladder")
@@ -193,10 +191,10 @@ def zoo(
     """List trained models: parameters (without embeddings), seed, tokens of training, checksum."""
     from labkit.zoo import zoo as listed
 
-    table = _table("name", "rung", ">parameters", ">seed", ">tokens", "sha256")
+    models = table("name", "rung", ">parameters", ">seed", ">tokens", "sha256")
     for row in listed(folder).itertuples():
-        table.add_row(row.name, row.rung, f"{row.params:,}", str(row.seed), f"{row.tokens:,}", row.sha256[:12])
-    _console().print(table)
+        models.add_row(row.name, row.rung, f"{row.params:,}", str(row.seed), f"{row.tokens:,}", row.sha256[:12])
+    _console().print(models)
 
 
 @app.command(epilog="Example:  labkit doctor")
@@ -275,74 +273,3 @@ def _scored(name: str, items: int, seed: int, device: str) -> pd.DataFrame:
     from labkit.zoo import load
 
     return evaluate(load(name).to(device), abilities(), n=items, seed=seed, progress=sys.stderr.isatty())
-
-
-def _table(*columns: str, **options: Any) -> Table:
-    """A plain, narrow table; a column whose name begins with > is aligned to the right."""
-    narrow = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
-    table = Table(**narrow, title_justify="left", caption_justify="left", **options)
-    for name in columns:
-        table.add_column(Text(name.removeprefix(">")), justify="right" if name.startswith(">") else "left")
-    return table
-
-
-def _verdict_tables(verdicts: pd.DataFrame) -> list[Table]:
-    """One table for each rung: abilities down, compressions across; each cell a verdict over its interval."""
-    tables = []
-    for rung, of_rung in verdicts.groupby("rung", sort=False):
-        conditions = list(dict.fromkeys(zip(of_rung["compression"], of_rung["sparsity"], strict=True)))
-        table = _table(
-            "ability",
-            *(_condition(*condition).replace(" ", "\n") for condition in conditions),
-            title=Text(f"Rung {rung}", "bold"),
-        )
-        for ability, of_ability in of_rung.groupby("ability", sort=False):
-            cells = {(row.compression, row.sparsity): _cell(row) for row in of_ability.itertuples()}
-            table.add_row(Text(ability), *(cells.get(condition, "") for condition in conditions))
-        tables.append(table)
-    return tables
-
-
-def _condition(compression: str, sparsity: float) -> str:
-    """Its name, with the sparsity where that is not part of it."""
-    return compression if ":" in compression or not sparsity else f"{compression} {sparsity:.0%}"
-
-
-def _cell(row: Any) -> Text:
-    bounds = "" if row.low != row.low else f"\n{row.low:.2f}…{row.high:.2f}"  # NaN: there is no interval
-    return Text.assemble((row.verdict, COLOURS[row.verdict]), (bounds, "dim"))
-
-
-def _legend(verdicts: pd.DataFrame) -> Text:
-    seeds = verdicts["n_seeds"]
-    return Text(
-        "Below each verdict: the 95 % interval of retention, (compressed - chance) / (dense - chance), over "
-        f"{_span(seeds[seeds > 0])} seeds and {_span(verdicts['n_items'])} items each."
-    )
-
-
-def _span(numbers: pd.Series) -> str:
-    low, high = (numbers.min(), numbers.max()) if len(numbers) else (0, 0)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _comparison_table(frame: pd.DataFrame, a: str, b: str) -> Table:
-    stored, one_seed = "rung" in frame, (frame["n_seeds"] == 1).all()
-    table = _table(
-        *(("rung", "compression") if stored else ()), "ability", "metric", ">n", ">A", ">B", ">B - A", ">low", ">high",
-        ">beyond\nnoise",
-        title=Text(f"A: {a}\nB: {b}"),
-        caption=Text(
-            f"n: {'items' if one_seed else 'seeds x items'}, paired. Low to high: 95 % interval of B - A over "
-            f"{'items' if one_seed else 'seeds and items'}; beyond noise: it excludes 0, as one in twenty does by "
-            "chance. Of nll_nats (nats) and brier, less is better."
-        ),
-    )  # fmt: skip
-    for row in frame.itertuples():
-        table.add_row(
-            *((row.rung, Text(_condition(row.compression, row.sparsity))) if stored else ()), Text(row.ability),
-            row.metric, f"{row.n_items}" if one_seed else f"{row.n_seeds} x {row.n_items}", f"{row.a:.3f}",
-            f"{row.b:.3f}", *(f"{number:+.3f}" for number in (row.difference, row.low, row.high)),
-            "yes" if row.beyond_noise else "no", style="bold" if row.beyond_noise else "",
-        )  # fmt: skip
-    return table

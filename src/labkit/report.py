@@ -225,16 +225,27 @@ def _emergence(rows: pd.DataFrame) -> str:
 
 
 def _retention(verdicts: pd.DataFrame, rule: Rule) -> str:
+    """A figure against sparsity for each rung where there are several, and one of all other compressions."""
     caption = (
         "Retention = (compressed - chance) / (dense - chance), paired with the same seed's dense model. Bars are 95 % "
         "intervals over seeds and items (Fieller, with t quantiles; see labkit.statistics.ratio_interval). No interval "
         "over a few seeds can see a failure that none of them shows. No bar: one seed, or no bounds. Hollow: undecided."
     )
+    swept, figures = plotting.swept(verdicts), []
+    judged = verdicts[swept & verdicts["retention"].notna()]
+    for rung, group in judged.groupby("rung", sort=False, observed=True):
 
-    def draw(columns: int) -> Figure:
-        return plotting.retention(verdicts, rule.margin, rule.lost, columns)
+        def draw_sweep(columns: int, group: pd.DataFrame = group) -> Figure:
+            return plotting.sweep(group, rule.margin, rule.lost, columns)
 
-    return _section("What compression leaves", _figure(draw, (3, 1), plotting.retention_alt(verdicts), caption))
+        figures += [f"<h3>Rung {escape(str(rung))}</h3>", _figure(draw_sweep, (4, 2), plotting.sweep_alt(group), caption)]
+    if not (others := verdicts[~swept]).empty:
+
+        def draw(columns: int) -> Figure:
+            return plotting.retention(others, rule.margin, rule.lost, columns)
+
+        figures.append(_figure(draw, (3, 1), plotting.retention_alt(others), caption))
+    return _section("What compression leaves", *figures)
 
 
 def _rule(rule: Rule) -> str:

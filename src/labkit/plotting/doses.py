@@ -83,16 +83,22 @@ def sweep_alt(verdicts: pd.DataFrame) -> str:
     )
 
 
+def swept(verdicts: pd.DataFrame) -> pd.Series:
+    """Which verdicts are of a compression measured at two or more sparsities; patterns have one. Bool, by row."""
+    plain = ~verdicts["compression"].str.contains(":")
+    several = verdicts.groupby("compression", observed=True)["sparsity"].nunique()
+    return plain & verdicts["compression"].isin(several.index[several > 1])
+
+
 def _doses(verdicts: pd.DataFrame) -> pd.DataFrame:
     rungs = list(verdicts["rung"].unique())
     if len(rungs) != 1:
         raise LabkitError("a sweep is drawn for one rung", rungs, "Choose one: verdicts[verdicts.rung == …].")
-    doses = verdicts[~verdicts["compression"].str.contains(":") & (verdicts["verdict"] != "absent")]
-    several = doses.groupby("compression", observed=True)["sparsity"].nunique()
-    doses = doses[doses["compression"].isin(several.index[several > 1]) & doses["retention"].notna()]
+    doses = verdicts[swept(verdicts) & (verdicts["verdict"] != "absent") & verdicts["retention"].notna()]
     if doses.empty:
         remedy = "Run a study with a list of sparsities, such as pruning."
-        raise LabkitError("a sweep needs a compression at two or more sparsities", sorted(several.index), remedy)
+        received = sorted(verdicts["compression"].unique())
+        raise LabkitError("a sweep needs a compression at two or more sparsities", received, remedy)
     return doses
 
 

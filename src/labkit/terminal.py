@@ -1,0 +1,106 @@
+"""What the command line prints: tables of verdicts and comparisons that fit a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLOURS = {"kept": "green", "degraded": "yellow", "lost": "red", "undecided": "cyan", "absent": "dim"}
+MOST_COLUMNS = 8  # compressions side by side
+
+
+def table(*columns: str, **options: Any) -> Table:
+    """A plain, narrow table; a column whose name begins with > is aligned to the right."""
+    narrow = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
+    made = Table(**narrow, title_justify="left", caption_justify="left", **options)
+    for name in columns:
+        made.add_column(Text(name.removeprefix(">")), justify="right" if name.startswith(">") else "left")
+    return made
+
+
+def verdict_tables(verdicts: pd.DataFrame) -> list[Table]:
+    """One table for each rung: abilities down, compressions across; each cell a verdict over its interval.
+
+    Of more than `MOST_COLUMNS` compressions only how many abilities each keeps, degrades or loses.
+    """
+    return [
+        (_counts if len(_conditions(of_rung)) > MOST_COLUMNS else _cells)(str(rung), of_rung)
+        for rung, of_rung in verdicts.groupby("rung", sort=False)
+    ]
+
+
+def _cells(rung: str, verdicts: pd.DataFrame) -> Table:
+    conditions = _conditions(verdicts)
+    made = table(
+        "ability",
+        *(_condition(*condition).replace(" ", "\n") for condition in conditions),
+        title=Text(f"Rung {rung}", "bold"),
+    )
+    for ability, of_ability in verdicts.groupby("ability", sort=False):
+        cells = {(row.compression, row.sparsity): _cell(row) for row in of_ability.itertuples()}
+        made.add_row(Text(ability), *(cells.get(condition, "") for condition in conditions))
+    return made
+
+
+def _counts(rung: str, verdicts: pd.DataFrame) -> Table:
+    made = table("compression", *(f">{word}" for word in COLOURS), title=Text(f"Rung {rung}: abilities", "bold"))
+    counts = verdicts.groupby(["compression", "sparsity"])["verdict"].value_counts()
+    for condition in _conditions(verdicts):
+        numbers = {word: counts.get((*condition, word), 0) for word in COLOURS}
+        made.add_row(Text(_condition(*condition)), *(Text(f"{n or ''}", COLOURS[word]) for word, n in numbers.items()))
+    return made
+
+
+def _conditions(verdicts: pd.DataFrame) -> list[tuple[str, float]]:
+    return list(dict.fromkeys(zip(verdicts["compression"], verdicts["sparsity"], strict=True)))
+
+
+def _condition(compression: str, sparsity: float) -> str:
+    """Its name, with the sparsity where that is not part of it."""
+    return compression if ":" in compression or not sparsity else f"{compression} {sparsity:.0%}"
+
+
+def _cell(row: Any) -> Text:
+    bounds = "" if row.low != row.low else f"\n{row.low:.2f}…{row.high:.2f}"  # NaN: there is no interval
+    return Text.assemble((row.verdict, COLOURS[row.verdict]), (bounds, "dim"))
+
+
+def legend(verdicts: pd.DataFrame) -> Text:
+    seeds = verdicts["n_seeds"]
+    return Text(
+        "Below each verdict: the 95 % interval of retention, (compressed - chance) / (dense - chance), over "
+        f"{_span(seeds[seeds > 0])} seeds and {_span(verdicts['n_items'])} items each."
+    )
+
+
+def _span(numbers: pd.Series) -> str:
+    low, high = (numbers.min(), numbers.max()) if len(numbers) else (0, 0)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def comparison_table(frame: pd.DataFrame, a: str, b: str) -> Table:
+    stored, one_seed = "rung" in frame, (frame["n_seeds"] == 1).all()
+    made = table(
+        *(("rung", "compression") if stored else ()), "ability", "metric", ">n", ">A", ">B", ">B - A", ">low", ">high",
+        ">beyond\nnoise",
+        title=Text(f"A: {a}\nB: {b}"),
+        caption=Text(
+            f"n: {'items' if one_seed else 'seeds x items'}, paired. Low to high: 95 % interval of B - A over "
+            f"{'items' if one_seed else 'seeds and items'}; beyond noise: it excludes 0, as one in twenty does by "
+            "chance. Of nll_nats (nats) and brier, less is better."
+        ),
+    )  # fmt: skip
+    for row in frame.itertuples():
+        made.add_row(
+            *((row.rung, Text(_condition(row.compression, row.sparsity))) if stored else ()), Text(row.ability),
+            row.metric, f"{row.n_items}" if one_seed else f"{row.n_seeds} x {row.n_items}", f"{row.a:.3f}",
+            f"{row.b:.3f}", *(f"{number:+.3f}" for number in (row.difference, row.low, row.high)),
+            "yes" if row.beyond_noise else "no", style="bold" if row.beyond_noise else "",
+        )  # fmt: skip
+    return made

@@ -1,0 +1,34 @@
+"""Tables fit a terminal, and count what they have no room to show."""
+
+from __future__ import annotations
+
+import io
+
+import pandas as pd
+from rich.console import Console
+
+from labkit import terminal
+
+
+def test_a_table_fits_a_narrow_terminal():
+    verdict = {"rung": "64x2", "n_seeds": 5, "n_items": 1000, "verdict": "undecided", "low": 0.87, "high": 1.04}
+    conditions = [("random", 0.5), ("magnitude", 0.5), ("wanda", 0.5), ("magnitude 2:4", 0.5), ("wanda 2:4", 0.5),
+                  ("drop-layers 1", 0.0)]  # fmt: skip
+    frame = pd.DataFrame(
+        [{**verdict, "compression": name, "sparsity": zeros, "ability": "addition"} for name, zeros in conditions]
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(*terminal.verdict_tables(frame))
+    text = console.export_text()
+    assert text.count("undecided") == text.count("0.87…1.04") == 6
+
+
+def test_many_compressions_are_counted():
+    verdict = {"rung": "64x2", "compression": "wanda", "low": 0.0, "high": 1.0}
+    told = [(s, a, "lost" if s > 0.5 else "kept") for s in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9) for a in "xyz"]
+    frame = pd.DataFrame([{**verdict, "sparsity": s, "ability": a, "verdict": v} for s, a, v in told])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(*terminal.verdict_tables(frame))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["compression", *terminal.COLOURS] in lines
+    assert ["wanda", "50%", "3"] in lines and ["wanda", "60%", "3"] in lines and len(lines) == 1 + 2 + 9
