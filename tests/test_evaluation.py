@@ -23,10 +23,10 @@ from transformers import (
 
 from labkit import records
 from labkit.abilities import Ability, Items, abilities
-from labkit.records import IGNORE
 from labkit.errors import LabkitError
 from labkit.evaluation import COLUMNS, evaluate
 from labkit.ladder import Rung
+from labkit.records import IGNORE
 
 MODEL = Rung(32, 2).build()
 for parameter in MODEL.parameters():

@@ -153,11 +153,11 @@ def prune_gradually(
     """
     if not sparsities or any(a >= b for a, b in zip(sparsities, sparsities[1:], strict=False)):
         raise LabkitError("sparsities of pruning in steps rise", tuple(sparsities), "Use e.g. schedule(0.8, steps=4).")
-    for number, sparsity in enumerate(sparsities):
+    for number, target in enumerate(sparsities):
         if number:
             model = between(model)
             ledger.check_masks(model)
-        model = prune(model, criterion, sparsity, **how)
+        model = prune(model, criterion, target, **how)
     return model
 
 
