@@ -30,7 +30,6 @@ class Reverse(Ability):
         return "reverse"
 
     def rows(self, draws: Draws, length: int, test: bool) -> Rows:
-        n = len(draws)
         size = self.shortest + draws.integers(self.longest - self.shortest + 1, 1)  # (rows, 1)
         string = draws.distinct(len(V.LETTERS), self.longest) + V.LETTERS.start
         place = np.arange(length)
