@@ -15,18 +15,19 @@ import pytest
 
 LAYERS = (  # top first; the words in the comments are what a row is about
     {"cli", "notebook"},  # what a person touches
-    {"study", "schooling", "doctor", "report", "terminal", "simulation"},  # grid, ladder, machine, pages; the judge judged
+    {"study", "schooling", "doctor", "report", "terminal", "exercises", "simulation"},  # and the judge judged
     {"compression"},  # a chain of verbs, as a study writes it
     # measure and change a model; keep, judge, compare and draw rows
     {"evaluation", "cost", "distillation", "recovery", "store", "verdict", "breakpoints", "emergence", "contrast"}
-    | {"hypotheses", "comparison", "plotting"},
+    | {"hypotheses", "comparison", "plotting", "published"},
     {"ladder", "training", "zoo", "pairing", "dense_curve"},  # one dial, the only loop, models by name; rows in pairs
     {"abilities", "pruning", "metrics", "divergences", "statistics", "scores", "curves"},  # the subject; formulas
     {"records", "flops", "lineage"},  # the row types; counting; what was done to a model
     {"errors"},
 )
 FRAME_HALF = {"errors", "records", "statistics", "scores", "curves", "pairing", "dense_curve", "store", "verdict"}
-FRAME_HALF |= {"breakpoints", "emergence", "contrast", "hypotheses", "comparison", "plotting", "simulation", "report"}
+FRAME_HALF |= {"breakpoints", "emergence", "contrast", "hypotheses", "comparison", "plotting", "published", "simulation"}
+FRAME_HALF |= {"exercises", "report"}
 TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors.torch"}
 
 # Inside a package the same rule: these rows at the bottom, every other file in one row above them, `__init__` on top.

@@ -198,7 +198,9 @@ def draw_recoveries(verdicts: pd.DataFrame, columns: int = 4) -> Figure:
     """Retention against the tokens of a recovery, a panel per ability, a line per damage and method; bars are 95 %.
 
     Lines start at the damage alone, that of the control at 1; hollow marks are undecided. Tokens stand at equal
-    distances. Raises LabkitError for verdicts of several rungs, or without a recovery.
+    distances; what lies beyond the frame stands at its edge.
+
+    Raises LabkitError for verdicts of several rungs, or without a recovery.
     """
     import matplotlib.pyplot as plt
     import pandas as pd

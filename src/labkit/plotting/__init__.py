@@ -1,8 +1,26 @@
 """Figures of rows and verdicts, and a sentence for each that says what it shows to those who cannot see it."""
 
 from labkit.plotting.doses import sweep, sweep_alt, swept
+from labkit.plotting.power import power, power_alt
+from labkit.plotting.scale import effective_scale, effective_scale_alt
+from labkit.plotting.shapes import jumps, jumps_alt
 from labkit.plotting.sizes import emergence, emergence_alt
 from labkit.plotting.style import condition
 from labkit.plotting.verdicts import retention, retention_alt
 
-__all__ = ["condition", "emergence", "emergence_alt", "retention", "retention_alt", "sweep", "sweep_alt", "swept"]
+__all__ = [
+    "condition",
+    "effective_scale",
+    "effective_scale_alt",
+    "emergence",
+    "emergence_alt",
+    "jumps",
+    "jumps_alt",
+    "power",
+    "power_alt",
+    "retention",
+    "retention_alt",
+    "sweep",
+    "sweep_alt",
+    "swept",
+]

@@ -1,0 +1,48 @@
+"""Checks of the notebooks' exercises: a reader's function is run on cases whose answer the library knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from labkit.verdict import Rule, outcomes
+
+
+def check_decide(function: Callable, rule: Rule = Rule()) -> None:
+    """Check the exercise ``decide(low, high, low90, high90)``: a verdict from the 95 % and 90 % bounds of retention.
+
+    The cases are those where readers go wrong; the expected answers are those of `labkit.verdict.outcomes`, which
+    judges real rows, with nats that raise no objection.
+    """
+    bounds = {
+        "all of it within the margin": (0.97, 1.03, 0.98, 1.02),
+        "kept is asked of the 90 % interval, not of the 95 %": (0.94, 1.04, 0.955, 1.03),
+        "an interval that holds 1 does not show equality": (0.88, 1.06, 0.90, 1.04),
+        "clearly gone": (-0.10, 0.05, -0.08, 0.03),
+        "lost is asked of the upper bound": (-0.20, 0.30, -0.15, 0.25),
+        "below dense, with something left": (0.55, 0.80, 0.58, 0.77),
+        "nobody can say": (0.60, 1.10, 0.65, 1.05),
+        "better than dense by more than the margin": (1.10, 1.30, 1.12, 1.28),
+        "no interval": (np.nan, np.nan, np.nan, np.nan),
+    }
+    fine = np.array([1.0, 1.0])
+    cases = {name: (b, str(outcomes(np.array(b[:2]), np.array(b[2:]), fine, rule))) for name, b in bounds.items()}
+    check(function, cases, lambda got, expected: got == expected)
+
+
+def check(function: Callable, cases: Mapping[str, tuple[tuple, object]], right: Callable[..., bool]) -> None:
+    """Run a reader's function on every case, ``name -> (arguments, expected)``, and print how each went."""
+    done = 0
+    for name, (arguments, expected) in cases.items():
+        try:
+            received = function(*arguments)
+            correct = right(received, expected)
+        except Exception as error:  # the reader's code may raise anything, and deserves to be told what
+            received, correct = f"{type(error).__name__}: {error}", False
+        done += correct
+        print(f"[{'OK' if correct else 'not yet'}] {name}")
+        if not correct:
+            called = ", ".join(map(str, arguments))
+            print(f"    called with {called}\n    expected {expected}, received {received}")
+    print(f"{done} of {len(cases)} right." + (" Well done." if done == len(cases) else ""))
