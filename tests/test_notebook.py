@@ -241,7 +241,7 @@ def test_the_folded_solution_passes_the_check_of_its_notebook(path: Path, capsys
     checks = re.findall(r"lk\.notebook\.(check_\w+)\((\w+)\)", code)
     assert len(solutions) == len(checks) > 0
     for solution, (check, function) in zip(solutions, checks, strict=True):
-        names: dict = {"torch": torch}
+        names: dict = {"torch": torch, "np": np}
         exec(re.search(r"```python\n(.*?)```", solution, re.DOTALL)[1], names)
         getattr(notebook, check)(names[function])
         assert "Well done" in capsys.readouterr().out

@@ -31,6 +31,17 @@ def check_decide(function: Callable, rule: Rule = Rule()) -> None:
     check(function, cases, lambda got, expected: got == expected)
 
 
+def check_power(function: Callable) -> None:
+    """Check the exercise ``power(token, exact)``: the k for which exact = token^k; NaN where token says nothing of it."""
+    cases = {
+        "one token an answer": ((0.7, 0.7), 1.0),
+        "two tokens": ((0.5, 0.25), 2.0),
+        "k need not be whole": ((0.25, 0.125), 1.5),
+        "perfect tokens say nothing about k": ((1.0, 1.0), np.nan),
+    }
+    check(function, cases, lambda got, right: got is not None and np.isclose(got, right, equal_nan=True))
+
+
 def check(function: Callable, cases: Mapping[str, tuple[tuple, object]], right: Callable[..., bool]) -> None:
     """Run a reader's function on every case, ``name -> (arguments, expected)``, and print how each went."""
     done = 0
@@ -43,6 +54,12 @@ def check(function: Callable, cases: Mapping[str, tuple[tuple, object]], right: 
         done += correct
         print(f"[{'OK' if correct else 'not yet'}] {name}")
         if not correct:
-            called = ", ".join(map(str, arguments))
-            print(f"    called with {called}\n    expected {expected}, received {received}")
+            print(f"    called with {_brief(arguments)}\n    expected {_brief(expected)}, received {_brief(received)}")
     print(f"{done} of {len(cases)} right." + (" Well done." if done == len(cases) else ""))
+
+
+def _brief(value: object) -> str:
+    """A value on one line; tensors as lists, since their repr breaks lines."""
+    if isinstance(value, tuple):
+        return ", ".join(map(_brief, value))
+    return str(value.tolist() if hasattr(value, "tolist") else value)

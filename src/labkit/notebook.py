@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from labkit.errors import LabkitError
+from labkit.exercises import check, check_decide, check_power  # noqa: F401 (two of them for the notebooks)
 from labkit.plotting.style import COLOURS, GREY, STYLE, condition, finished, mark, panel_grid
 from labkit.store import provenance
 from labkit.zoo import MANIFEST, artifacts, sha256
@@ -277,7 +278,7 @@ def check_share(function: Callable) -> None:
         "worse than chance": ((0.1, 0.2, 1.0), -0.125),
         "nats, where the best score is 0": ((0.5, 2.0, 0.0), 0.75),
     }
-    _report(function, cases, lambda got, expected: isinstance(got, (int, float)) and np.isclose(got, expected))
+    check(function, cases, lambda got, expected: isinstance(got, (int, float)) and np.isclose(got, expected))
 
 
 def check_magnitude_mask(function: Callable) -> None:
@@ -300,7 +301,7 @@ def check_magnitude_mask(function: Callable) -> None:
     for name, (values, sparsity) in weights.items():
         weight = torch.tensor(values)
         cases[name] = (weight, sparsity), keep_highest(weight.abs(), sparsity, "layer")
-    _report(function, cases, lambda got, expected: isinstance(got, torch.Tensor) and torch.equal(got, expected))
+    check(function, cases, lambda got, expected: isinstance(got, torch.Tensor) and torch.equal(got, expected))
 
 
 def check_merge(function: Callable) -> None:
@@ -320,27 +321,4 @@ def check_merge(function: Callable) -> None:
     ):  # fmt: skip
         *given, expected = map(torch.tensor, values)
         cases[name] = tuple(given), expected
-    _report(function, cases, lambda got, expected: isinstance(got, torch.Tensor) and torch.equal(got, expected))
-
-
-def _report(function: Callable, cases: Mapping[str, tuple[tuple, object]], right: Callable[..., bool]) -> None:
-    """Run a reader's function on every case, ``name -> (arguments, expected)``, and print how each went."""
-    done = 0
-    for name, (arguments, expected) in cases.items():
-        try:
-            received = function(*arguments)
-            correct = right(received, expected)
-        except Exception as error:  # the reader's code may raise anything, and deserves to be told what
-            received, correct = f"{type(error).__name__}: {error}", False
-        done += correct
-        print(f"[{'OK' if correct else 'not yet'}] {name}")
-        if not correct:
-            print(f"    called with {_brief(arguments)}\n    expected {_brief(expected)}, received {_brief(received)}")
-    print(f"{done} of {len(cases)} right." + (" Well done." if done == len(cases) else ""))
-
-
-def _brief(value: object) -> str:
-    """A value on one line; tensors as lists, since their repr breaks lines."""
-    if isinstance(value, tuple):
-        return ", ".join(map(_brief, value))
-    return str(value.tolist() if hasattr(value, "tolist") else value)
+    check(function, cases, lambda got, expected: isinstance(got, torch.Tensor) and torch.equal(got, expected))
