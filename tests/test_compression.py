@@ -7,9 +7,12 @@ import torch
 
 from labkit.abilities import corpus
 from labkit.compression import Compression
+from labkit.distillation import Options, distill
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
+from labkit.lineage import lineage
 from labkit.pruning import drop_layers, outlier_weighed, prune, sparsity
+from labkit.training import train
 
 TOKENS = torch.from_numpy(corpus(0).calibration(8))
 MODEL = Rung(32, 2).build().eval()
@@ -37,6 +40,13 @@ def test_a_list_stands_for_each_of_its_values():
         ({"recover": {"method": "lora", "tokens": 200_000}}, "lora 200k", 0.0),
         ({"recover": {}}, "lora 2M", 0.0),
         ({"drop_layers": {"keep": 1, "importance": "random"}}, "keep-layers 1 by random", 0.0),
+        ({"train": {"student": "64x2", "tokens": 3_000_000}}, "64x2 scratch 3M", 0.0),
+        ({"distill": {"student": "64x2", "divergence": "jsd", "tokens": 500_000}}, "64x2 distil jsd 500k", 0.0),
+        (
+            {"shrink": {"width": 0.5}, "distill": {"tokens": 1_000_000, "on_policy": 0.5}},
+            "shrink width 50% + distil forward-kl on_policy 0.5 1M",
+            0.0,
+        ),
     ],
 )
 def test_names_and_nominal_sparsity(table, name, nominal):
@@ -74,6 +84,42 @@ def test_recovery_from_the_dense_model_is_told_who_the_teacher_is(monkeypatch):
     assert told == {"teacher": MODEL, "corpus": "the corpus", "seed": 3, "tokens": 7, "zeros": 0.5}
 
 
+TOKENS_OF_TWO_BATCHES = 2 * 64 * 48
+
+
+def test_a_student_from_scratch_is_a_rung_trained_on_the_corpus_and_never_sees_the_model():
+    chain = Compression.parse({"train": {"student": "16x1", "tokens": TOKENS_OF_TWO_BATCHES}})
+    got = chain.apply(MODEL, TOKENS, corpus(7), seed=3)
+    rung = Rung(16, 1)
+    expected = rung.build(3)
+    train(expected, corpus(7), TOKENS_OF_TWO_BATCHES, learning_rate=rung.learning_rate)
+    assert all(torch.equal(a, b) for a, b in zip(got.parameters(), expected.parameters(), strict=True))
+    (entry,) = lineage(got)
+    assert entry["tokens"] == TOKENS_OF_TWO_BATCHES and entry["flops"] > 0
+    assert "pruning" not in chain.modules
+
+
+def test_a_student_that_is_taught_starts_as_the_one_from_scratch_or_as_what_earlier_steps_left():
+    asked = {"divergence": "jsd", "beta": 0.3, "temperature": 2.0, "tokens": TOKENS_OF_TWO_BATCHES}
+    got = Compression.parse({"distill": {"student": "16x1", **asked}}).apply(MODEL, TOKENS, corpus(7), seed=3)
+    options = Options(beta=0.3, learning_rate=Rung(16, 1).learning_rate, seed=3)
+    plain = {"divergence": "jsd", "temperature": 2.0, "tokens": TOKENS_OF_TWO_BATCHES}
+    expected = distill(MODEL, Rung(16, 1).build(3), corpus(7), **plain, options=options)
+    assert all(torch.equal(a, b) for a, b in zip(got.parameters(), expected.parameters(), strict=True))
+    cut = Compression.parse({"drop_layers": {"keep": 1}, "distill": asked}).apply(MODEL, TOKENS, corpus(7), seed=3)
+    assert cut.config.num_hidden_layers == 1 and [entry["verb"] for entry in lineage(cut)] == ["drop_layers", "distill"]
+
+
+def test_what_trains_keeps_its_checkpoints_where_the_study_says(monkeypatch, tmp_path):
+    told = []
+    chain = Compression.parse({"shrink": {"ffn": 8}, "distill": {"tokens": 1000}})
+    spy = lambda model, folder=None: told.append(folder) or model  # noqa: E731
+    monkeypatch.setattr("labkit.compression._function", lambda verb: spy)
+    monkeypatch.setattr("labkit.compression._absolute", lambda *_: {})
+    chain.apply(MODEL, TOKENS, corpus(0), 0, tmp_path)
+    assert told == [None, tmp_path / "distill"]
+
+
 def test_random_masks_follow_the_seed():
     one = Compression.parse({"prune": {"criterion": "random", "sparsity": 0.5}})
     a, b, again = (one.apply(MODEL, TOKENS, corpus(0), seed).state_dict() for seed in (0, 1, 0))
@@ -95,6 +141,13 @@ def test_random_masks_follow_the_seed():
         ({"prune": {"sparsity": 0.5, "allocation": "owl"}}, "known allocation is needed; got 'owl'"),
         ({"prune": {"pattern": "2:4", "allocation": "outlier-weighed"}}, "a pattern has one sparsity"),
         ({"drop_layers": {"drop": 1, "keep": 1}}, "drop_layers says either drop or keep"),
+        ({"train": {"tokens": 1000}}, "train says student"),
+        ({"train": {"student": "64y2", "tokens": 1000}}, "a rung is written"),
+        ({"distill": {"student": "64x2"}}, "distill says tokens"),
+        ({"distill": {"divergence": "jdd", "tokens": 1000}}, "Nearest: jsd"),
+        ({"distill": {"temprature": 2.0, "tokens": 1000}}, "Nearest: temperature"),
+        ({"distill": {"temperature": 0.0, "tokens": 1000}}, "a temperature is positive"),
+        ({"distill": {"divergence": "sequence", "alpha": 0.5, "tokens": 1000}}, "no second term"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(table, message):

@@ -22,10 +22,10 @@ LAYERS = (  # top first; the words in the comments are what a row is about
     | {"hypotheses", "comparison", "plotting", "published"},
     {"ladder", "training", "zoo", "pairing", "dense_curve"},  # one dial, the only loop, models by name; rows in pairs
     {"abilities", "pruning", "metrics", "divergences", "statistics", "scores", "curves"},  # the subject; formulas
-    {"records", "flops", "lineage"},  # the row types; counting; what was done to a model
+    {"records", "flops", "lineage", "extension"},  # row types; counting; what was done to a model; what users add
     {"errors"},
 )
-FRAME_HALF = {"errors", "records", "statistics", "scores", "curves", "pairing", "dense_curve", "store", "verdict"}
+FRAME_HALF = {"errors", "extension", "records", "statistics", "scores", "curves", "pairing", "dense_curve", "store", "verdict"}
 FRAME_HALF |= {"breakpoints", "emergence", "contrast", "hypotheses", "comparison", "plotting", "published", "simulation"}
 FRAME_HALF |= {"exercises", "report"}
 TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors.torch"}

@@ -73,3 +73,18 @@ def test_certainty_gives_the_ends_of_each_range(sign, expected, batch):
 def test_half_precision_logits_are_scored_in_single(metric, batch):
     logits = batch[0].bfloat16()
     assert torch.equal(metric(logits, batch[1]), metric(logits.float(), batch[1]))
+
+
+def test_the_answer_given_is_the_same_for_the_same_tokens_alone(batch):
+    logits, labels = batch
+    given = metrics.answer_given(logits, labels)
+    assert torch.equal(given, metrics.answer_given(3 * logits, labels))
+    said = [tuple(row[keep].tolist()) for row, keep in zip(logits.argmax(-1), labels != metrics.IGNORE, strict=True)]
+    same = torch.tensor([[a == b for b in said] for a in said])
+    assert torch.equal(given[:, None] == given, same)
+    assert (given == given.round()).all() and (given >= 0).all() and (given < 2**24).all()
+
+
+def test_answers_of_two_tokens_are_told_apart_by_their_order():
+    logits = torch.nn.functional.one_hot(torch.tensor([[5, 9], [9, 5], [5, 5], [9, 9]]), 168).float()
+    assert len(metrics.answer_given(logits, torch.zeros(4, 2, dtype=torch.long)).unique()) == 4

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabkitError, unknown
+from labkit.ladder import HEAD_DIM, Rung
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-VERBS = ("prune", "drop_layers", "shrink", "recover")
+VERBS = ("prune", "drop_layers", "shrink", "train", "distill", "recover")
 """In the order they are applied."""
 
 SIZES = {"heads": "num_attention_heads", "ffn": "intermediate_size", "width": "hidden_size"}
@@ -26,6 +28,9 @@ ALLOCATIONS = ("uniform", "outlier-weighed")
 GIVEN = {"model", "calibration", "corpus", "teacher", "seed", "folder", "device"}
 """Arguments that the study supplies itself."""
 
+STUDENT_VERBS = {"train": ("student", "tokens"), "distill": ("student", "divergence", "tokens", "temperature", "alpha")}
+"""What a study may say of the verbs that make another model than the one given; to ``distill`` also its `Options`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Compression:
@@ -36,6 +41,9 @@ class Compression:
     steps: ((verb, ((argument, value), …)), …) in the order of `VERBS`; arguments as in ``labkit.prune``
         (and ``allocation``, one of `ALLOCATIONS`), ``labkit.drop_layers`` (or ``drop``, how many to take away), ``labkit.shrink`` (a float is a share of what the
         model has) and ``labkit.recover``.
+        ``train`` makes a ``student`` (the name of a rung) from scratch: the control, which never sees the model.
+        ``distill`` makes one that learns from the model, or from what the steps before left of it, where no
+        ``student`` is named; arguments as in ``labkit.distill`` and its ``Options``.
     """
 
     steps: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
@@ -81,14 +89,30 @@ class Compression:
     @property
     def modules(self) -> tuple[str, ...]:
         """The modules of labkit that decide what comes out."""
-        return ("pruning", *(("divergences", "recovery", "training") if "recover" in dict(self.steps) else ()))
+        verbs = {verb for verb, _ in self.steps}
+        used = {
+            "pruning": verbs != {"train"},  # the ledger of masks in every training is of no effect on a fresh student
+            "divergences": verbs & {"distill", "recover"},
+            "distillation": "distill" in verbs,
+            "ladder": verbs & {"train", "distill"},
+            "recovery": "recover" in verbs,
+            "training": verbs & {"train", "distill", "recover"},
+        }
+        return tuple(module for module, needed in used.items() if needed)
 
-    def apply(self, model: PreTrainedModel, calibration: Tensor, corpus: Any, seed: int) -> PreTrainedModel:
-        """A new, compressed model; the one given is what recovery takes as its teacher."""
+    def apply(
+        self, model: PreTrainedModel, calibration: Tensor, corpus: Any, seed: int, folder: Path | None = None
+    ) -> PreTrainedModel:
+        """A new, compressed model; the one given is the teacher of recovery and distillation.
+
+        With a ``folder``, what trains keeps its checkpoints there and a killed run goes on from the last one.
+        """
         given = {"calibration": calibration, "corpus": corpus, "teacher": model, "seed": seed}
         for verb, arguments in self.steps:
             takes = inspect.signature(_function(verb)).parameters
             fitting = {name: value for name, value in given.items() if name in takes}
+            if folder is not None and verb in ("train", "distill", "recover"):
+                fitting["folder"] = folder / verb
             model = _function(verb)(model, **fitting, **_absolute(model, dict(arguments), calibration))
         return model
 
@@ -108,7 +132,44 @@ def _absolute(model: PreTrainedModel, asked: dict[str, Any], calibration: Tensor
     return asked
 
 
+def _train(
+    model: PreTrainedModel, corpus: Any, seed: int, student: str, tokens: int, folder: Path | None = None
+) -> PreTrainedModel:
+    """The verb ``train``: a rung from scratch. Nothing is taken from the model but the device it is on."""
+    from labkit.lineage import record
+    from labkit.training import train
+
+    rung = Rung.parse(student)
+    new = rung.build(seed).to(model.device)
+    rate = rung.learning_rate
+    done = train(new, corpus, tokens, learning_rate=rate, folder=folder, label=f"train {student} seed {seed}")
+    record(new, "train", student=student, seed=seed, learning_rate=rate, tokens=done.tokens, flops=done.flops, seconds=done.seconds)
+    return new
+
+
+def _distill(
+    model: PreTrainedModel, corpus: Any, teacher: PreTrainedModel, seed: int, folder: Path | None = None,
+    student: str | None = None, **asked: Any,
+) -> PreTrainedModel:  # fmt: skip
+    """The verb ``distill``: at the learning rate of a rung, so that it differs from ``train`` in the signal alone."""
+    from labkit.distillation import Options, distill
+
+    if student is not None:
+        model = Rung.parse(student).build(seed).to(teacher.device)
+    rate = Rung(model.config.get_text_config().hidden_size // HEAD_DIM * HEAD_DIM, 1).learning_rate
+    plain, options = _split({"learning_rate": rate, "seed": seed, **asked})
+    return distill(teacher, model, corpus, **plain, folder=folder, options=Options(**options))
+
+
+def _split(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `labkit.distill` takes itself, and what its `Options` do."""
+    own = [name for name in STUDENT_VERBS["distill"] if name in asked]
+    return {name: asked[name] for name in own}, {name: asked[name] for name in asked if name not in own}
+
+
 def _function(verb: str) -> Callable:
+    if verb in STUDENT_VERBS:
+        return {"train": _train, "distill": _distill}[verb]
     if verb == "recover":
         from labkit.recovery import recover
 
@@ -120,8 +181,8 @@ def _function(verb: str) -> Callable:
 
 def _check(verb: str, arguments: Mapping[str, Any]) -> None:
     """Raise the LabkitError that the verb would raise for these, as far as it can be told without a model."""
-    known = [name for name in inspect.signature(_function(verb)).parameters if name not in GIVEN]
-    known += {"drop_layers": ["drop"], "prune": ["allocation"]}.get(verb, [])
+    known = STUDENT_VERBS.get(verb) or [n for n in inspect.signature(_function(verb)).parameters if n not in GIVEN]
+    known = [*known, *_more_arguments(verb)]
     for name in arguments:
         if name not in known:
             raise unknown(f"argument of {verb}", name, known)
@@ -133,8 +194,33 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
             raise unknown("allocation", allocation, ALLOCATIONS)
         if allocation != "uniform" and arguments.get("pattern") is not None:
             raise LabkitError("a pattern has one sparsity", f"allocation={allocation!r}", "Leave one of them out.")
+    if verb in STUDENT_VERBS:
+        _check_student(verb, arguments)
     if verb == "drop_layers" and ("drop" in arguments) == ("keep" in arguments):
         raise LabkitError("drop_layers says either drop or keep", dict(arguments), "Write e.g. { drop = 1 }.")
+
+
+def _check_student(verb: str, arguments: Mapping[str, Any]) -> None:
+    needed = ("student", "tokens") if verb == "train" else ("tokens",)  # what learns may be what earlier steps leave
+    if needed := [name for name in needed if name not in arguments]:
+        example = f'{verb} = {{ student = "64x2", tokens = 4_000_000 }}'
+        raise LabkitError(f"{verb} says {' and '.join(needed)}", dict(arguments), f"Write e.g. {example}.")
+    if "student" in arguments:
+        Rung.parse(arguments["student"])
+    if verb == "distill":
+        from labkit.distillation import Options, check_distill
+
+        plain, options = _split(arguments)
+        plain = {name: value for name, value in plain.items() if name not in ("student", "tokens")}
+        check_distill(**plain, options=Options(**options))
+
+
+def _more_arguments(verb: str) -> Sequence[str]:
+    if verb == "distill":
+        from labkit.distillation import Options
+
+        return [field.name for field in dataclasses.fields(Options) if field.name not in ("cache", "seed")]
+    return {"drop_layers": ["drop"], "prune": ["allocation"]}.get(verb, [])
 
 
 # -- names: what a reader of a table needs to tell compressions apart ---------------------------------------------------
@@ -158,12 +244,25 @@ def _shrink_name(asked: dict[str, Any]) -> str:
 
 def _recover_name(asked: dict[str, Any]) -> str:
     tokens = asked.get("tokens", inspect.signature(_function("recover")).parameters["tokens"].default)
-    short = f"{tokens // 1_000_000}M" if tokens % 1_000_000 == 0 else f"{tokens // 1000}k"
-    return f"{asked.get('method', 'lora')} {short}"
+    return f"{asked.get('method', 'lora')} {_count(tokens)}"
+
+
+def _train_name(asked: dict[str, Any]) -> str:
+    return f"{asked['student']} scratch {_count(asked['tokens'])}"
+
+
+def _distill_name(asked: dict[str, Any]) -> str:
+    first = [asked.get("student"), "distil", asked.get("divergence", "forward-kl")]
+    options = sorted(set(asked) - {"student", "divergence", "tokens"})
+    return " ".join([*filter(None, first), *(f"{name} {asked[name]:g}" for name in options), _count(asked["tokens"])])
+
+
+def _count(tokens: int) -> str:
+    return f"{tokens // 1_000_000}M" if tokens % 1_000_000 == 0 else f"{tokens // 1000}k"
 
 
 def _share(value: float) -> str:
     return f"{value:.0%}" if isinstance(value, float) else str(value)
 
 
-_NAMES = {"prune": _prune_name, "drop_layers": _layers_name, "shrink": _shrink_name, "recover": _recover_name}
+_NAMES = {"prune": _prune_name, "drop_layers": _layers_name, "shrink": _shrink_name, "train": _train_name, "distill": _distill_name, "recover": _recover_name}

@@ -14,9 +14,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from labkit import extension
 from labkit.abilities import Ability, Items
 from labkit.errors import LabkitError, unknown
-from labkit.metrics import METRICS
+from labkit.metrics import METRICS, MORE_METRICS
 from labkit.records import IGNORE
 
 COLUMNS = ("ability", "metric", "item", "value", "chance")
@@ -38,6 +39,7 @@ def evaluate(
     seed: int = 0,
     batch_tokens: int | None = None,
     progress: bool = True,
+    metrics: Sequence[str] = (),
 ) -> pandas.DataFrame:
     """Score ``n`` test items of every ability, on the model's own device.
 
@@ -54,6 +56,9 @@ def evaluate(
     batch_tokens
         Most tokens in one forward pass (≥ 1), by default 2,048 on a CPU and 16,384 elsewhere. It changes speed and
         memory, never a value beyond rounding.
+    metrics
+        Names of further metrics for every ability: ``"answer_given"``, or of what was added by `labkit.extension`.
+        They have no level of chance (NaN).
 
     Returns
     -------
@@ -72,10 +77,11 @@ def evaluate(
     questions = [(ability, ability.sample(n, seed)) for ability in suite]
     for ability, items in questions:
         _check_vocabulary(model, ability, items)
-    metrics = {name: _metric(name) for ability in suite for name in ability.metrics}
-    values = [np.empty((len(ability.metrics), len(items)), dtype=np.float64) for ability, items in questions]
+    names = {ability: tuple(dict.fromkeys((*ability.metrics, *metrics))) for ability in suite}
+    functions = {name: _metric(name) for of_ability in names.values() for name in of_ability}
+    values = [np.empty((len(names[ability]), len(items)), dtype=np.float64) for ability, items in questions]
     batches = [
-        ([metrics[name] for name in ability.metrics], (items, rows, out))
+        ([functions[name] for name in names[ability]], (items, rows, out))
         for (ability, items), out in zip(questions, values, strict=True)
         for rows in _equal_length_batches(items.lengths, batch_tokens)
     ]
@@ -89,7 +95,7 @@ def evaluate(
                 bar.update(scored)
     finally:
         model.train(was_training)
-    return _frame(questions, values)
+    return _frame(questions, names, values)
 
 
 def _workers(model: PreTrainedModel, batches: Sequence) -> int:
@@ -132,9 +138,11 @@ def _score(model: PreTrainedModel, metrics: list[Callable], batch: _Batch, short
     return len(rows)
 
 
-def _frame(questions: list[tuple[Ability, Items]], values: list[np.ndarray]) -> pandas.DataFrame:
+def _frame(
+    questions: list[tuple[Ability, Items]], names: dict[Ability, tuple[str, ...]], values: list[np.ndarray]
+) -> pandas.DataFrame:
     """One frame of everything: making one for each metric costs more than the metrics."""
-    blocks = [(ability, items, name) for ability, items in questions for name in ability.metrics]
+    blocks = [(ability, items, name) for ability, items in questions for name in names[ability]]
     sizes = [len(items) for _, items, _ in blocks]
     columns = (
         np.repeat(np.array([ability.name for ability, _, _ in blocks], dtype=object), sizes),
@@ -182,10 +190,11 @@ def _check_vocabulary(model: PreTrainedModel, ability: Ability, items: Items) ->
 
 
 def _metric(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    for metric in METRICS:
-        if metric.__name__ == name:
-            return metric
-    raise unknown("metric", name, [metric.__name__ for metric in METRICS])
+    known = {metric.__name__: metric for metric in (*METRICS, *MORE_METRICS)}
+    known |= extension.added("metric", taken=known)
+    if name not in known:
+        raise unknown("metric", name, known)
+    return known[name]
 
 
 def _check(suite: Sequence[Ability], n: int, batch_tokens: int) -> None:

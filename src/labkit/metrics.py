@@ -40,7 +40,23 @@ def brier(logits: Tensor, labels: Tensor) -> Tensor:
     return _mean_over_answer(p.square().sum(-1) - 2 * _of_label(p, labels) + 1, labels)
 
 
+def answer_given(logits: Tensor, labels: Tensor) -> Tensor:
+    """A whole number, 0..2²⁴ − 4, that stands for the tokens found most likely: equal for equal answers to one item.
+
+    It tells whether two models err alike. Different answers share a number once in 2²⁴, a prime just below it.
+    """
+    said = torch.where(labels == IGNORE, 0, logits.argmax(-1) + 1).double()
+    number = torch.zeros(len(said), dtype=torch.float64, device=said.device)
+    for token in said.unbind(-1):
+        number = torch.where(token > 0, (number * 8191 + token) % 16_777_213, number)
+    return number.float()
+
+
 METRICS = (exact_match, token_accuracy, nll_nats, brier)
+"""Those that an ability is scored by unless it says otherwise."""
+
+MORE_METRICS = (answer_given,)
+"""Those that are computed where they are asked for."""
 
 
 def _of_label(scores: Tensor, labels: Tensor) -> Tensor:

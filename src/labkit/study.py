@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 import tomllib
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from labkit import extension
 from labkit.compression import Compression
 from labkit.errors import LabkitError, unknown
 from labkit.records import DENSE
@@ -45,6 +47,8 @@ class Study:
     compressions: the ways it is done.
     abilities: names; none means the whole suite.
     items: per ability, ≥ 1. seed: of the items, of random masks and of the calibration rows.
+    metrics: asked of every item in addition to its ability's own.
+    extensions: Python files that add abilities, criteria, divergences or metrics (`labkit.extension`).
     """
 
     name: str
@@ -55,10 +59,13 @@ class Study:
     abilities: tuple[str, ...] = ()
     items: int = 1000
     seed: int = 0
+    metrics: tuple[str, ...] = ()
+    extensions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         from labkit.abilities import abilities
 
+        extension.read(self.extensions)
         abilities(*self.abilities)
         if not isinstance(self.items, int) or self.items < 1:
             raise LabkitError("a study asks at least one item per ability", self.items, "Give items = 1 or more.")
@@ -77,6 +84,9 @@ class Study:
             written = tomllib.loads(path.read_text())
         except ValueError as error:
             raise LabkitError("a study is a TOML file", f"{path}: {error}", "Mend it at the place named.") from None
+        # Before anything is looked up by name. A path is one from the folder of the study.
+        written["extensions"] = [str(path.parent / each) for each in written.get("extensions", [])]
+        extension.read(written["extensions"])
         compressions = tuple(one for each in written.pop("compression", []) for one in Compression.expand(each))
         lists = {key: tuple(value) if isinstance(value, list) else value for key, value in written.items()}
         return _build(cls, {"name": path.stem, **lists, "compressions": compressions})
@@ -130,6 +140,8 @@ class Study:
             "compression": None if compression is None else {verb: dict(asked) for verb, asked in compression.steps},
             "calibration": None if compression is None else [CALIBRATION_SEQUENCES, self.seed],
             "abilities": [repr(ability) for ability in abilities(*self.abilities)],
+            "metrics": list(self.metrics),
+            "extensions": extension.read(self.extensions),
             "items": self.items,
             "seed": self.seed,
             "code": code_hash(*MEASURING, *(compression.modules if compression is not None else ())),
@@ -143,6 +155,7 @@ class Study:
         from labkit.abilities import abilities, corpus
         from labkit.evaluation import evaluate
         from labkit.flops import non_embedding_params
+        from labkit.lineage import lineage
 
         name, compression = job
         rung, seed = _origin(name)
@@ -151,11 +164,15 @@ class Study:
             loaded.clear()
             loaded[name] = load(name).to("cuda" if torch.cuda.is_available() else "cpu")
         model = loaded[name]
+        made: tuple = ()
         if compression is not None:
             calibration = torch.from_numpy(corpus(self.seed).calibration(CALIBRATION_SEQUENCES)).to(model.device)
             # Recovery sees rows of a stream of its own, and random masks differ between the seeds of a rung.
-            model = compression.apply(model, calibration, corpus(RECOVERY_SEED + seed), self.seed + seed)
-        rows = evaluate(model, abilities(*self.abilities), self.items, self.seed, progress=False)
+            partial = store.path / "training" / run
+            model = compression.apply(model, calibration, corpus(RECOVERY_SEED + seed), self.seed + seed, partial)
+            made = lineage(model)
+        suite = abilities(*self.abilities)
+        rows = evaluate(model, suite, self.items, self.seed, progress=False, metrics=self.metrics)
         rows = rows.assign(
             run=run,
             model=name,
@@ -167,7 +184,9 @@ class Study:
         )
         device = torch.cuda.get_device_name() if model.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
         wall_s = round(time.monotonic() - begun, 3)
-        store.write(run, rows, provenance(config, {f"{name}/model.safetensors": config["weights"]}, wall_s, device))
+        source = provenance(config, {f"{name}/model.safetensors": config["weights"]}, wall_s, device)
+        store.write(run, rows, {**source, "lineage": made})
+        shutil.rmtree(store.path / "training" / run, ignore_errors=True)
 
 
 def studies() -> tuple[str, ...]:

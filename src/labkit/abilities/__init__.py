@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from labkit import extension
 from labkit.abilities.addition import Addition
 from labkit.abilities.base import Ability, Draws, Items, Rows
 from labkit.abilities.chain import Chain
@@ -25,9 +26,9 @@ __all__ = [
 
 
 def abilities(*names: str) -> tuple[Ability, ...]:
-    """The suite, or the named part of it, in the suite's order.
+    """The suite, or the named part of it and of what was added by `labkit.extension`, in that order.
 
-    Raises LabkitError for a name that is not in the suite.
+    Raises LabkitError for a name that is in neither.
     """
     suite = (
         Markov(),
@@ -45,11 +46,12 @@ def abilities(*names: str) -> tuple[Ability, ...]:
         PHop(hops=2),
         Guard(),
     )
-    known = [ability.name for ability in suite]
+    known = {ability.name: ability for ability in suite}
+    known |= extension.added("ability", taken=known)
     for name in names:
         if name not in known:
             raise unknown("ability", name, known)
-    return tuple(ability for ability in suite if not names or ability.name in names)
+    return tuple(ability for name, ability in known.items() if name in names) if names else suite
 
 
 def corpus(seed: int = 0, length: int = 48) -> Corpus:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from labkit import divergences
+from labkit import divergences, extension
 from labkit.distillation import losses
 from labkit.distillation.bodies import Body, digest, vocabulary
 from labkit.distillation.cache import TeacherCache, identity
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
     from labkit.abilities import Corpus
 
-__all__ = ["DIVERGENCES", "Options", "TeacherCache", "distill", "fed_back", "sample_answers"]
+__all__ = ["DIVERGENCES", "Options", "TeacherCache", "check_distill", "distill", "fed_back", "sample_answers"]
 
 LOGITS = ("forward-kl", "reverse-kl", "jsd")
 DIVERGENCES = (*LOGITS, "sequence", "hidden-state")
+"""The divergences of labkit itself; `distill` knows those added by `labkit.extension` too, as ones of logits."""
 
 PADDING = 1024  # most rows by which one of two vocabularies may be the other one padded
 
@@ -100,7 +101,7 @@ def distill(
     do not go together, a cache of another teacher or training, and a teacher that is not finite, with the step. Warns
     if the teacher is smaller than the student.
     """
-    _check(divergence, temperature, alpha, options)
+    check_distill(divergence, temperature, alpha, options)
     vocab = _shared_vocabulary(teacher, student, options.padded_vocabulary)
     _compare(teacher, student)
     steps = tokens // (options.batch * corpus.length)
@@ -152,11 +153,13 @@ def _loss(
         pairs = losses.layer_pairs(ours.num_hidden_layers, theirs.num_hidden_layers, options.hidden_every)
         losses.add_projections(student, (ours.hidden_size, theirs.hidden_size), len(pairs), options.seed)
         return losses.HiddenLoss(*parts, alpha, pairs)
-    function = {
+    known = {
         "forward-kl": divergences.forward_kl,
         "reverse-kl": divergences.reverse_kl,
         "jsd": functools.partial(divergences.generalized_jsd, beta=options.beta),
-    }[asked["divergence"]]
+        **extension.added("divergence"),
+    }
+    function = known[asked["divergence"]]
     soft = functools.partial(function, temperature=temperature)
     return losses.SoftLoss(*parts, soft, alpha, options.on_policy, options.cache)
 
@@ -176,9 +179,13 @@ def _flops(
     }
 
 
-def _check(divergence: str, temperature: float, alpha: float, options: Options) -> None:
-    if divergence not in DIVERGENCES:
-        raise unknown("divergence", divergence, DIVERGENCES)
+def check_distill(
+    divergence: str = "forward-kl", temperature: float = 1.0, alpha: float = 1.0, options: Options = Options()
+) -> None:
+    """Raise the LabkitError that `distill` would raise for these, before any model is loaded."""
+    soft = (*LOGITS, *extension.added("divergence", taken=DIVERGENCES))
+    if divergence not in (*DIVERGENCES, *soft):
+        raise unknown("divergence", divergence, dict.fromkeys((*DIVERGENCES, *soft)))
     divergences.check_temperature(temperature)
     divergences.check_beta(options.beta)
     for name, value in (("alpha, the teacher's share of the loss,", alpha), ("on_policy", options.on_policy)):
@@ -190,7 +197,7 @@ def _check(divergence: str, temperature: float, alpha: float, options: Options) 
     if divergence == "hidden-state" and alpha == 1:
         remedy = "Give alpha below 1, e.g. 0.5, so that the cross-entropy trains the head."
         raise LabkitError("hidden states alone leave the output head untrained", f"alpha {alpha}", remedy)
-    for name, allowed in (("on_policy", LOGITS), ("cache", LOGITS), ("hidden_every", ("hidden-state",))):
+    for name, allowed in (("on_policy", soft), ("cache", soft), ("hidden_every", ("hidden-state",))):
         if getattr(options, name) and divergence not in allowed:
             remedy = f"Leave {name} out, or choose another divergence."
             raise LabkitError(f"{name} goes with {', '.join(allowed)}", divergence, remedy)

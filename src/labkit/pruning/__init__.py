@@ -23,7 +23,7 @@ from labkit.pruning.importance import IMPORTANCES
 from labkit.pruning.shrinking import shrink
 
 CRITERIA = tuple(engine.methods())
-"""The names that `prune` knows."""
+"""The criteria of labkit itself; `prune` knows those added by `labkit.extension` too."""
 
 __all__ = [
     "CRITERIA",
@@ -60,7 +60,7 @@ def prune(
     ----------
     criterion
         One of `CRITERIA`: ``"random"``, ``"magnitude"``, ``"wanda"``, or ``"sparsegpt"``, which also updates the
-        weights that stay.
+        weights that stay; or one added by `labkit.extension`.
     sparsity
         Fraction of weights to drop, [0, 1); or name of a matrix -> fraction, where a matrix that is not named stays as
         it is. With a ``pattern`` it may be left out, or must be the pattern's 1 − N/M.
@@ -90,9 +90,10 @@ def prune(
         that is not positive definite; a quantised model, adapters that are not merged, an unsupported module; a
         folder of another job; one sequence that does not fit into the device's memory.
     """
-    if criterion not in CRITERIA:
-        raise unknown("criterion", criterion, CRITERIA)
-    method = engine.methods()[criterion]
+    known = engine.methods()
+    if criterion not in known:
+        raise unknown("criterion", criterion, known)
+    method = known[criterion]
     engine.check_plain(model)
     found = blocks.matrices(model)
     if pattern is not None and group is not None:
@@ -200,8 +201,8 @@ def drop_layers(
 def check_prune(criterion: str, sparsity: float | None, pattern: str | None) -> None:
     """Raise the LabkitError that `prune` would raise for these, before any model is loaded."""
     _masker(sparsity, pattern, "row")
-    if criterion not in CRITERIA:
-        raise unknown("criterion", criterion, CRITERIA)
+    if criterion not in (known := engine.methods()):
+        raise unknown("criterion", criterion, known)
 
 
 def _named(kind: str, name: str, functions: Sequence[Callable]) -> Callable:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from labkit import extension
 from labkit.errors import LabkitError
 from labkit.pruning import blocks, sparsegpt, streaming
 from labkit.pruning.blocks import Matrix
@@ -44,14 +45,18 @@ class Method:
 
 
 def methods() -> dict[str, Method]:
-    """Name -> method: one for every score of `criteria.CRITERIA`, and SparseGPT, which also updates what it keeps."""
+    """Name -> method: one for every score of `criteria.CRITERIA`, SparseGPT, which also updates what it keeps, and one
+    for every score added by `labkit.extension`.
+    """
+    scores = {score.__name__: (score, score in CALIBRATED) for score in CRITERIA}
+    scores |= extension.added("criterion", taken=(*scores, "sparsegpt"))
     by_score = {
-        score.__name__.replace("_", "-"): Method(
-            statistic=Norms if score in CALIBRATED else None,
-            group="row" if score in CALIBRATED else "layer",
+        name: Method(
+            statistic=Norms if calibrated else None,
+            group="row" if calibrated else "layer",
             prune=_by_score(score),
         )
-        for score in CRITERIA
+        for name, (score, calibrated) in scores.items()
     }
     return {**by_score, "sparsegpt": Method(Hessian, "layer", _by_sparsegpt)}
 
