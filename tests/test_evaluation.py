@@ -249,3 +249,14 @@ def test_a_broken_model_is_refused_by_the_name_of_the_ability():
     model.lm_head.weight.data[0, 0] = float("nan")
     with pytest.raises(LabkitError, match="logits are finite; got \"NaN or infinity on ability 'echo-168'\""):
         scores(model, (Echo(),), n=2)
+
+
+def test_a_further_metric_is_asked_of_every_ability_and_has_no_chance():
+    suite = abilities()
+    rows = evaluate(Rung(16, 1).build(), suite, n=4, progress=False, metrics=("answer_given",))
+    more = rows[rows["metric"] == "answer_given"]
+    assert set(more["ability"]) == {ability.name for ability in suite} and more["chance"].isna().all()
+    plain = evaluate(Rung(16, 1).build(), suite, n=4, progress=False)
+    pandas.testing.assert_frame_equal(rows[rows["metric"] != "answer_given"].reset_index(drop=True), plain)
+    with pytest.raises(LabkitError, match="a known metric is needed; got 'answer_gave'. Nearest: answer_given"):
+        evaluate(Rung(16, 1).build(), suite, n=4, progress=False, metrics=("answer_gave",))

@@ -149,9 +149,13 @@ def _frame(
         np.repeat(np.array([name for _, _, name in blocks], dtype=object), sizes),
         np.concatenate([items.index for _, items, _ in blocks]),
         np.concatenate([of_ability.ravel() for of_ability in values]),
-        np.concatenate([ability.chance(name, items) for ability, items, name in blocks]),
+        np.concatenate([_chance(*block) for block in blocks]),
     )
     return pandas.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
+
+
+def _chance(ability: Ability, items: Items, metric: str) -> np.ndarray:
+    return ability.chance(metric, items) if metric in ability.metrics else np.full(len(items), np.nan)
 
 
 def _answer_logits(model: PreTrainedModel, tokens: Tensor, labels: Tensor, short: bool) -> tuple[Tensor, Tensor]:

@@ -137,14 +137,14 @@ class Ability:
         return Items(self.name, tokens, labels, stop, index, options)
 
     def chance(self, metric: str, items: Items) -> np.ndarray:
-        """(items,) value of a metric for a guess spread evenly over the options of each item; NaN of one that was added."""
+        """(items,) value of a metric for a guess spread evenly over the options of each item."""
         answers = (items.labels != IGNORE).sum(axis=1)
         return {
             EXACT_MATCH: items.options**-answers,
             TOKEN_ACCURACY: 1 / items.options,
             NLL_NATS: np.log(items.options),
             BRIER: 1 - 1 / items.options,
-        }.get(metric, np.full(len(answers), np.nan))
+        }[metric]
 
 
 def queries(context: np.ndarray, questions: np.ndarray, answers: np.ndarray, options: int, length: int) -> Rows:
