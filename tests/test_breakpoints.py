@@ -61,6 +61,12 @@ def test_intervals_cover_a_known_break_point():
     assert 0.85 < np.mean(held)
 
 
+def test_below_the_first_sparsity_it_says_what_it_rests_on():
+    row = one(study(np.repeat([[0.96], [0.24], [0.1], [0.0], [0.0]], 6, axis=1)))  # 1 to .25 over .3: half at .2
+    assert row["break_point"] == pytest.approx(0.2, abs=0.02)
+    assert row["reason"] == "below the least sparsity measured, 0.3: rests on a straight line from 1 at 0"
+
+
 def test_what_does_not_break_says_so():
     row = one(study(np.full((5, 5), 0.9)))
     assert row[["break_point", "low", "high"]].isna().all()

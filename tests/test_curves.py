@@ -104,41 +104,25 @@ def test_reading_off_undoes_interpolation():
     assert np.isnan(curves.read_off([np.nan], x, y[:1], 2.0)[0][0])
 
 
-# Values and p of diptest 0.12.0 (an independent implementation, with its own table of p-values).
-DIPS = [
-    ([0.0, 0.0, 0.08, 0.98, 0.99, 0.99, 1.0, 1.0], 0.17219387755102042, 0.0111),
-    ([1, 2, 3, 4, 5, 6, 7, 8], 0.0625, 0.998),
-    ([0, 0, 1, 1], 0.25, 0.0),
-]
+def test_rivals_are_on_their_side_of_the_width_and_the_likeliest():
+    for truth, smooth_wins in ((curves.logistic(X, 4.6, 0.02), False), (X - 3.5, True)):
+        y = noisy(truth)
+        smooth, sharp = curves.rivals(X, y, decades=0.5, scatter=0.01)
+        assert (smooth.bic < sharp.bic) == smooth_wins
+        assert np.isnan(smooth.width) or smooth.width >= 0.5 - 1e-9 or smooth.shape == "line"
+        assert sharp.shape == "two-state" or sharp.width <= 0.5 + 1e-9
+        anything = min(curves.fit(shape, X, y, 0.01).bic for shape in curves.SHAPES)
+        assert min(smooth.bic, sharp.bic) == pytest.approx(anything, abs=0.01)
 
 
-@pytest.mark.parametrize(("values", "dip", "p"), DIPS)
-def test_dip_agrees_with_another_implementation(values, dip, p):
-    assert curves.dip(values) == pytest.approx(dip, abs=1e-8)
-    if len(values) == 8:
-        assert curves.dip_p(values) == pytest.approx(p, abs=0.01)
-
-
-def test_dip_agrees_with_diptest_on_random_samples():
-    diptest = pytest.importorskip("diptest")
-    generator = np.random.default_rng(0)
-    for n in (4, 7, 12, 40):
-        for decimals in (1, 8):
-            values = np.round(generator.normal(size=n), decimals)
-            assert curves.dip(values) == pytest.approx(diptest.dipstat(values), abs=1e-8)
-
-
-def test_dip_is_between_its_bounds_and_does_not_mind_scale():
-    values = np.random.default_rng(1).normal(size=20)
-    assert 1 / 40 <= curves.dip(values) <= 1 / 4
-    assert curves.dip(3 * values - 5) == pytest.approx(curves.dip(values))
-    assert curves.dip(-values) == pytest.approx(curves.dip(values))
-    assert curves.dip([2.0] * 6) == pytest.approx(1 / 12)
-
-
-def test_sarle_is_five_ninths_of_a_uniform_and_a_third_of_a_normal():
-    generator = np.random.default_rng(0)
-    assert curves.sarle(generator.random(200_000)) == pytest.approx(5 / 9, abs=0.005)
-    assert curves.sarle(generator.normal(size=200_000)) == pytest.approx(1 / 3, abs=0.005)
-    assert curves.sarle([0] * 20 + [1] * 20) > 0.8
-    assert np.isnan(curves.sarle([1, 2, 3])) and np.isnan(curves.sarle([1, 1, 1, 1]))
+def test_a_fall_is_told_from_noise_by_the_bic_of_the_two_sets_of_means():
+    means = np.array([0.0, 0.1, 0.9, 0.3, 0.95, 1.0]).repeat(4)
+    y = noisy(means, sd=0.05)
+    free = y.reshape(6, 4).mean(axis=1)
+    level = np.r_[free[:2], free[2:4].mean().repeat(2), free[4:]]  # the two that fall, pooled: five levels
+    rss = [((y - fitted.repeat(4)) ** 2).sum() for fitted in (level, free)]
+    bic = [k * np.log(24) + 24 * (np.log(2 * np.pi * r / 24) + 1) for k, r in zip((6, 7), rss, strict=True)]
+    assert curves.falling(X, y, 1e-6) == pytest.approx(bic[0] - bic[1]) and bic[0] - bic[1] > 20
+    assert curves.falling(X, np.sort(y), 1e-6) == 0  # nothing to pool
+    never = [curves.falling(X, noisy(np.full(24, 0.5), sd=0.05, seed=seed), 0.05) for seed in range(200)]
+    assert np.mean(np.array(never) >= 6) <= 0.05

@@ -88,6 +88,14 @@ def test_a_jump_that_the_metric_makes_is_named():
     assert row["power"] == pytest.approx(24, rel=0.05) and row["power_r2"] > 0.99
 
 
+def test_what_falls_with_size_is_said_and_noise_is_not():
+    gain = FLAT + rise(4.2, 0.1)
+    gain[3] -= 0.7
+    row = one(both("a", gain))
+    assert row["reason"].endswith("from r2 to r3") and "; not monotone in size: falls by 0." in row["reason"]
+    assert "not monotone" not in one(both("a", FLAT + rise(4.2, 0.1)))["reason"]
+
+
 def test_a_jump_without_continuous_metrics_is_not_called_emergent():
     row = one(ladder("a", exact_match=FLAT + rise(4.85, 0.1) + noise()))
     assert row["outcome"] == "undecided" and "neither nats nor Brier" in row["reason"]

@@ -170,6 +170,21 @@ def test_page_holds_the_answer_the_rule_and_the_provenance(hostile):
     assert all(run in page.text for run in store.runs())
 
 
+def test_what_several_compressions_do_is_a_list(tmp_path):
+    told = verdicts(
+        ("64x2", "wanda", "<addition>", "lost", 5), ("64x2", "random", "recall", "lost", 5),
+        ("96x3", "random", "recall", "degraded", 5),
+    ).assign(retention=-0.0001)  # fmt: skip
+    fill(tmp_path / "s", ["dense", "wanda"])
+    page = Page(report.write_report(tmp_path / "s", verdicts=told))
+    assert page.open == []
+    assert page.source.count("<li>") == 2 and "<li>wanda 50 % loses &lt;addition&gt; (1 of 1)</li>" in page.source
+    head, _, rest = report.answer(told).partition(": ")
+    assert f"Answer. {head}:" in page.text and all(point in page.text for point in rest.split(" (in br")[0].split("; "))
+    assert "In brackets: on how many of the rungs that have the ability." in page.text
+    assert page.text.count("lost 0.00") == 2 and "-0.00" not in page.text
+
+
 def test_verdicts_are_words_not_only_colours(hostile):
     _, page = hostile
     assert page.text.count("undecided 1.00") == 2
@@ -217,7 +232,7 @@ def test_a_failed_report_leaves_the_earlier_one(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(report.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(LabkitError, match="a report is written to .*report.html; got 'No space left on device'"):
         report.write_report(tmp_path / "s")
     assert path.read_text() == "earlier"

@@ -39,7 +39,8 @@ def break_point(rows: pd.DataFrame, retention: float = 0.5, gate: float = 0.20) 
     is where they first fall below the level. Its interval holds every sparsity at which the 95 % interval of
     retention (`labkit.statistics.ratio_interval`) holds the level: from where the lower bound first falls below it,
     to where the upper bound last is above it. It is as wide as retention is uncertain there, and the curve flat; that
-    retention is straight between the sparsities measured is assumed, not shown.
+    retention is straight between the sparsities measured is assumed, not shown; `reason` says where the break-point
+    rests on nothing but the line from 1 to the first of them.
 
     Parameters
     ----------
@@ -102,7 +103,12 @@ def _crossing(doses: np.ndarray, values: np.ndarray, level: float, unit: float) 
     ends = (_first(sparsity, ratio, level), _first(sparsity, low, level), _first(sparsity, high, level, last=True))
     if np.isnan(ends[0]):
         return ends, f"retention stays above {level:g} up to sparsity {doses[-1]:g}"
-    return ends, f"the upper bound is still above {level:g} at sparsity {doses[-1]:g}" if np.isnan(ends[2]) else ""
+    limits = []
+    if ends[0] < doses[1]:
+        limits.append(f"below the least sparsity measured, {doses[1]:g}: rests on a straight line from 1 at 0")
+    if np.isnan(ends[2]):
+        limits.append(f"the upper bound is still above {level:g} at sparsity {doses[-1]:g}")
+    return ends, "; ".join(limits)
 
 
 def _first(sparsity: np.ndarray, curve: np.ndarray, level: float, last: bool = False) -> float:

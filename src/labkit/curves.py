@@ -1,9 +1,8 @@
-"""Arithmetic of curves: steps and trends fitted to few points, size read off a curve, and one mode or two."""
+"""Arithmetic of curves: steps and trends fitted to few points, and size read off a curve."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -82,6 +81,28 @@ def fit(shape: str, x: ArrayLike, y: ArrayLike, floor: float, widths: tuple[floa
     return _two_state(x, y, floor)
 
 
+def rivals(x: ArrayLike, y: ArrayLike, decades: float = 0.5, scatter: float = 0.05) -> tuple[Fit, Fit]:
+    """The best smooth and the best sharp curve by BIC, as `labkit.emergence.emergence` compares them.
+
+    Smooth are a flat line, a line, and breaks and logistics whose 10–90 % width is at least `decades`; sharp are
+    narrower ones, and two states.
+
+    Parameters
+    ----------
+    x, y : (n,) log10 parameters and gain of each model.
+    decades, scatter : of `labkit.emergence.Rule`.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    wide, narrow = (decades, np.inf), (0.0, decades)
+    smooth = [fit(shape, x, y, scatter) for shape in ("flat", "line")]
+    smooth += [fit(shape, x, y, scatter, wide) for shape in ("break", "logistic")]
+    sharp = [fit("logistic", x, y, scatter, narrow)]
+    if 0.8 * np.diff(np.unique(x)[-2:])[0] < decades:  # otherwise no break that narrow has a rung in it
+        sharp.append(fit("break", x, y, scatter, narrow))
+    sharp.append(fit("two-state", x, y, scatter))
+    return min(smooth, key=lambda found: found.bic), min(sharp, key=lambda found: found.bic)
+
+
 def grid(x: ArrayLike, widths: tuple[float, float] = (0.0, np.inf)) -> tuple[np.ndarray, np.ndarray]:
     """Middles and scales w of logistics that points at x can tell apart: (cells,), (cells,)."""
     x = np.asarray(x, float)
@@ -144,6 +165,20 @@ def rising(y: ArrayLike, weights: ArrayLike) -> np.ndarray:
     return best
 
 
+def falling(x: ArrayLike, y: ArrayLike, floor: float) -> float:
+    """BIC of means at each x that never fall (`rising`), less that of means that may: positive favours a fall.
+
+    Every level of the means counts as one parameter; x, y and floor as in `fit`.
+    """
+    _, place, counts = np.unique(np.asarray(x, float), return_inverse=True, return_counts=True)
+    means = np.bincount(place, y) / counts
+    bic = []
+    for levels in (rising(means, counts), means):
+        parameters = 2 + np.count_nonzero(np.diff(levels))  # with the scatter
+        bic.append(_gaussian(((y - levels[place]) ** 2).sum(), len(place), parameters, floor)[1])
+    return bic[0] - bic[1]
+
+
 def read_off(level: ArrayLike, x: ArrayLike, y: ArrayLike, near: float) -> tuple[np.ndarray, np.ndarray]:
     """The x nearest to `near` at which never-falling, piecewise linear curves have these levels.
 
@@ -178,59 +213,6 @@ def interpolate(at: ArrayLike, x: ArrayLike, y: ArrayLike) -> np.ndarray:
     part = np.clip((at - x[k]) / (x[k + 1] - x[k]), 0, 1)
     row = np.arange(len(y))
     return (1 - part) * y[row, k] + part * y[row, k + 1]
-
-
-def dip(values: ArrayLike) -> float:
-    """Hartigan's dip: the distance from the empirical distribution to the nearest one with a single mode.
-
-    Between 1/(2n) and 1/4. Source: Hartigan & Hartigan (1985), The Dip Test of Unimodality, Ann. Statist. 13:70–84.
-    """
-    x = np.sort(np.asarray(values, float))
-    n, low, high, found = len(x), 0, len(x) - 1, 1.0
-    lower, upper = np.arange(n), np.arange(1, n + 1)
-    spread = np.ptp(x)
-    x = x + 1e-9 * spread * lower / n  # ties: the limit of values ever closer
-    while high > low and spread > 0:
-        below, above = _hull(x, lower, low, high, 1), _hull(x, upper, low, high, -1)
-        at_above = upper[above] - np.interp(x[above], x[below], lower[below])  # from the convex minorant to the
-        at_below = np.interp(x[below], x[above], upper[above]) - lower[below]  # concave majorant, at their corners
-        if max(at_above.max(), at_below.max()) <= found:
-            break
-        if at_above.max() > at_below.max():
-            right = int(above[at_above.argmax()])
-            left = int(below[below <= right].max())
-        else:
-            left = int(below[at_below.argmax()])
-            right = int(above[above >= left].min())
-        head, tail = slice(low, left + 1), slice(right, high + 1)
-        rise = upper[head] - np.interp(x[head], x[below], lower[below])
-        fall = np.interp(x[tail], x[above], upper[above]) - lower[tail]
-        found = max(found, rise.max(), fall.max())
-        if (left, right) == (low, high):
-            break
-        low, high = left, right
-    return float(found / (2 * n))
-
-
-def dip_p(values: ArrayLike) -> float:
-    """How often as many uniform values dip as deep: 2,000 samples from a fixed generator, the least favourable case."""
-    return float((_uniform_dips(len(np.asarray(values))) >= dip(values) - 1e-12).mean())
-
-
-def sarle(values: ArrayLike) -> float:
-    """Sarle's bimodality coefficient, corrected for n; above 5/9 (a uniform's) suggests two modes. NaN below 4 values.
-
-    (g₁² + 1) / (g₂ + 3(n − 1)²/((n − 2)(n − 3))), sample skewness and excess kurtosis. Source: SAS/STAT, PROC CLUSTER;
-    Pfister et al. (2013), Good things peak in pairs, Front. Psychol. 4:700.
-    """
-    from scipy import stats
-
-    x = np.asarray(values, float)
-    n = len(x)
-    if n < 4 or np.ptp(x) == 0:
-        return np.nan
-    skew, kurtosis = stats.skew(x, bias=False), stats.kurtosis(x, bias=False)
-    return float((skew**2 + 1) / (kurtosis + 3 * (n - 1) ** 2 / ((n - 2) * (n - 3))))
 
 
 def _gaussian(rss: float, n: int, parameters: int, floor: float) -> tuple[float, float]:
@@ -297,22 +279,3 @@ def _two_state(x: np.ndarray, y: np.ndarray, floor: float) -> Fit:
         cell = int((np.log(chance) @ share[1] + np.log1p(-chance) @ share[0]).argmax())
     bic = 5 * np.log(len(y)) - 2 * likelihood
     return Fit("two-state", *map(float, states), float(middle[cell]), float(_WIDE * w[cell]), scatter, float(bic))
-
-
-def _hull(x: np.ndarray, height: np.ndarray, low: int, high: int, sign: int) -> np.ndarray:
-    """Positions of the corners of the greatest convex minorant (sign 1) or the least concave majorant (−1)."""
-    corners: list[int] = []
-    for k in range(low, high + 1):
-        while len(corners) > 1:
-            i, j = corners[-2:]
-            if sign * ((height[j] - height[i]) * (x[k] - x[j]) - (height[k] - height[j]) * (x[j] - x[i])) < 0:
-                break
-            corners.pop()
-        corners.append(k)
-    return np.array(corners)
-
-
-@functools.cache
-def _uniform_dips(n: int) -> np.ndarray:
-    generator = np.random.default_rng(0)
-    return np.array([dip(sample) for sample in generator.random((2000, n))])

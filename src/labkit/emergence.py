@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from labkit import curves
+from labkit import curves, modality
 from labkit.errors import LabkitError
 from labkit.records import BRIER, DENSE, EXACT_MATCH, NLL_NATS, TOKEN_ACCURACY, columns
 from labkit.scores import primary, scores
@@ -141,6 +141,9 @@ def emergence(rows: pd.DataFrame, rule: Rule = Rule()) -> pd.DataFrame:
     - smooth: a smooth shape is better by `evidence`, or a sharp one is not followed by such a step;
     - undecided: everything else.
 
+    No shape falls. Where rung means that may fall are better than the nearest that never do by `evidence`, `reason`
+    says that the ability is not monotone in size; its outcome and threshold describe the rise alone.
+
     Parameters
     ----------
     rows : frame with the columns of `labkit.records.ItemRow`; only dense rows are read. Scores that were published
@@ -178,8 +181,8 @@ def appearance(rows: pd.DataFrame, rule: Rule = Rule()) -> pd.DataFrame:
         gains = points["gain"].to_numpy()
         have = gains[gains >= rule.gate]
         share = len(have) / len(gains), *jeffreys_interval(len(have), len(gains))
-        two = (curves.dip(gains), curves.sarle(gains)) if len(gains) >= 4 else (np.nan, np.nan)
-        p = curves.dip_p(gains) if len(gains) >= rule.min_dip else np.nan
+        two = (modality.dip(gains), modality.sarle(gains)) if len(gains) >= 4 else (np.nan, np.nan)
+        p = modality.dip_p(gains) if len(gains) >= rule.min_dip else np.nan
         mean_with = float(have.mean()) if have.size else np.nan
         counts = str(ability), str(rung), int(params), len(gains), len(have)
         told.append(Appearance(*counts, *share, float(gains.mean()), mean_with, two[0], p, two[1]))
@@ -220,7 +223,7 @@ def _classify(ability: str, points: pd.DataFrame, means: pd.DataFrame, nats: pd.
         told |= _threshold(ability, points, rule) | _over_loss(points, nats, rule)
     if outcome is None:
         outcome, reason = _decide(points, shapes, continuous, rule)
-    return Emergence(**told | {"outcome": outcome, "reason": reason})
+    return Emergence(**told | {"outcome": outcome, "reason": reason + _falls(points, rule)})
 
 
 def _level(points: pd.DataFrame, rule: Rule) -> tuple[str | None, str]:
@@ -276,23 +279,27 @@ def _decide(points: pd.DataFrame, shapes: _Shapes, continuous: dict[str, float],
 
 
 def _shapes(points: pd.DataFrame, rule: Rule) -> _Shapes:
-    x, y = points["x"].to_numpy(), points["gain"].to_numpy()
-    wide, narrow = (rule.decades, np.inf), (0.0, rule.decades)
-    smooth = {shape: curves.fit(shape, x, y, rule.scatter) for shape in ("flat", "line")}
-    smooth |= {shape: curves.fit(shape, x, y, rule.scatter, wide) for shape in ("break", "logistic")}
-    sharp = {"step": curves.fit("logistic", x, y, rule.scatter, narrow)}
-    if 0.8 * np.diff(np.unique(x)[-2:])[0] < rule.decades:  # otherwise no break that narrow has a rung in it
-        sharp["break"] = curves.fit("break", x, y, rule.scatter, narrow)
-    states = curves.fit("two-state", x, y, rule.scatter)
-    sharp["two-state"] = states
-    sharper = min(f.bic for f in smooth.values()) - min(f.bic for f in sharp.values())
-    best = min(sharp if sharper > 0 else smooth, key=lambda shape: (sharp if sharper > 0 else smooth)[shape].bic)
-    if best == "two-state":
-        step = abs(states.high - states.low) / np.ptp(y)
+    smooth, sharp = curves.rivals(points["x"], points["gain"], rule.decades, rule.scatter)
+    sharper = smooth.bic - sharp.bic
+    best = sharp if sharper > 0 else smooth
+    if best.shape == "two-state":
+        step = abs(best.high - best.low) / np.ptp(points["gain"])
     else:
         means = points.groupby("x")["gain"].mean()
         step = float(means.diff().max() / (np.ptp(means) or np.inf))
-    return _Shapes(best, float(sharper), float(step))
+    name = "step" if best is sharp and best.shape == "logistic" else best.shape
+    return _Shapes(name, float(sharper), float(step))
+
+
+def _falls(points: pd.DataFrame, rule: Rule) -> str:
+    """Where the ability gets worse with size, in words to end a reason with; empty where that is not shown."""
+    if curves.falling(points["x"], points["gain"], rule.scatter) < rule.evidence:
+        return ""
+    means = points.groupby(["x", "rung"])["gain"].mean()
+    fall = means.cummax() - means
+    low = int(fall.argmax())
+    high, names = int(means.iloc[: low + 1].argmax()), means.index.get_level_values("rung")
+    return f"; not monotone in size: falls by {fall.max():.2f} from {names[high]} to {names[low]}"
 
 
 def _threshold(ability: str, points: pd.DataFrame, rule: Rule) -> dict[str, float]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -17,6 +15,7 @@ from matplotlib.figure import Figure
 
 from labkit import plotting
 from labkit.errors import LabkitError
+from labkit.places import Remote, place, replace
 from labkit.records import DENSE
 from labkit.store import Store
 from labkit.verdict import VERDICTS, Rule, judge
@@ -28,13 +27,14 @@ _STYLE = """
 body { margin: 0 auto; max-width: 68rem; padding: 1rem; font: 1rem/1.55 system-ui, sans-serif; color: #1b1f24;
   background: #fff; overflow-wrap: break-word }
 h1 { font-size: 1.6rem; line-height: 1.25 } h2 { font-size: 1.25rem; margin-top: 2.2rem } h3 { font-size: 1rem }
-.answer { border-left: .3rem solid #0173b2; background: #f2f7fb; padding: .8rem 1rem; margin: 1rem 0 }
+.answer { border-left: .3rem solid #0173b2; background: #f2f7fb; padding: .1rem 1rem; margin: 1rem 0 }
+.answer ul { padding-left: 1.2rem } .answer li { margin: .3rem 0 }
 .scroll { overflow-x: auto; margin: .6rem 0 } .scroll:focus { outline: 2px solid #0173b2 }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #d8dde3; text-align: left; white-space: nowrap }
 thead th { border-bottom: 2px solid #6b7480; vertical-align: bottom }
 tbody th { position: sticky; left: 0; background: #fff }
-.number { text-align: right } .reason { white-space: normal; min-width: 16rem }
+.number { text-align: right } .reason { white-space: normal; min-width: 30rem }
 .kept { background: #d9f2e0; color: #0a4a22 } .degraded { background: #fdebc8; color: #5c3a00 }
 .lost { background: #fbd9d6; color: #7d1117 } .undecided { background: #e8ebf0; color: #333b46 }
 .absent { color: #57606a; font-style: italic }
@@ -42,6 +42,11 @@ figure { margin: 1rem 0 } img { max-width: 100%; height: auto; display: block; m
 figcaption, .note { font-size: .88rem; color: #444c56 }
 details { margin: .4rem 0 } summary { cursor: pointer } details details { margin-left: 1rem }
 pre { overflow-x: auto; background: #f5f6f8; padding: .6rem; font-size: .8rem }
+.narrow { display: none }
+@media (max-width: 640px) {
+  .narrow { display: inline } table { font-size: .75rem } th, td { padding: .25rem .4rem }
+  .overview th, .overview td { white-space: normal } .overview tbody th { white-space: nowrap } dd { margin-left: 1rem }
+}
 """
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -63,12 +68,12 @@ _PAGE = """<!DOCTYPE html>
 
 def write_report(
     folder: str | Path, out: str | Path | None = None, rule: Rule = Rule(), verdicts: pd.DataFrame | None = None
-) -> Path:
+) -> Path | Remote:
     """Write the report of a store, whole or not at all: an earlier report stays until the new one is complete.
 
     Parameters
     ----------
-    folder : a store; its ``study.json``, if there, gives the name of the study and its question.
+    folder : a store, or its URL; its ``study.json``, if there, gives the name of the study and its question.
     out : the page, by default ``report.html`` in `folder`.
     rule : what the rows are judged by.
     verdicts : what `judge` says of the store's rows by that rule, where it has been asked already.
@@ -95,14 +100,14 @@ def write_report(
     study = _study(store.path)
     title = f"labkit: {study['name']}" if "name" in study else "labkit: which abilities survive?"
     question = f"<p>{escape(study['question'])}</p>" if "question" in study else ""
-    sections = [f'<p class="answer"><strong>Answer.</strong> {escape(answer(verdicts, rule))}</p>']
+    sections = [_answer(*_said(verdicts, rule))]
     sections += [] if verdicts.empty else [_verdicts(verdicts)]
     sections += [] if (rows["compression"] != DENSE).all() else [_emergence(rows)]
     sections += [] if verdicts.empty else [_retention(verdicts, rule), _numbers(verdicts)]
     sections += [_rule(rule), _provenance(rows, store.provenance())]
     page = _PAGE.format(title=escape(title), style=_STYLE, question=question, main="\n".join(sections))
-    path = Path(out) if out is not None else store.path / "report.html"
-    _replace(path, page)
+    path = place(out) if out is not None else store.path / "report.html"
+    _write(path, page)
     return path
 
 
@@ -114,8 +119,14 @@ def answer(verdicts: pd.DataFrame, rule: Rule = Rule()) -> str:
     verdicts : what `labkit.verdict.judge` returns; it may be empty.
     rule : the one they were judged by.
     """
+    head, told, note = _said(verdicts, rule)
+    return f"{head}: {'; '.join(told)}{f' ({note})' if note else ''}." if told else head
+
+
+def _said(verdicts: pd.DataFrame, rule: Rule) -> tuple[str, list[str], str]:
+    """The counts, what is said of each compression that harms, and how to read the numbers in brackets."""
     if verdicts.empty:
-        return _NO_VERDICTS
+        return _NO_VERDICTS, [], ""
     counts = verdicts["verdict"].value_counts()
     told = [f"{counts.get(verdict, 0)} {verdict}" for verdict in VERDICTS]
     few = int(((verdicts["verdict"] == "undecided") & (verdicts["n_seeds"] < rule.min_seeds)).sum())
@@ -123,19 +134,26 @@ def answer(verdicts: pd.DataFrame, rule: Rule = Rule()) -> str:
         told[3] += f" ({few} of them for having fewer than {rule.min_seeds} seeds)"
     rungs = list(dict.fromkeys(verdicts["rung"]))
     where = f"abilities and compressions at rung {rungs[0]}" if len(rungs) == 1 else "rungs, abilities and compressions"
-    bracket = " (in brackets: on how many of the rungs that have the ability)" if len(rungs) > 1 else ""
+    head = f"Of {len(verdicts)} combinations of {where}, {_listed(told)}"
     harms = []
     for (compression, sparsity), group in verdicts.groupby(["compression", "sparsity"], sort=False, observed=True):
         verbs = {"loses": "lost", "degrades": "degraded"}
         parts = [f"{verb} {_listed(named)}" for verb, v in verbs.items() if (named := _named(group, v, len(rungs) > 1))]
         harms += [f"{plotting.condition(compression, sparsity)} {' and '.join(parts)}"] if parts else []
     if harms:
-        ending = f"{'; '.join(harms)}{bracket}"
-    elif counts.get("kept", 0):
-        ending = "nothing is shown to be lost or degraded"
+        return head, harms, "in brackets: on how many of the rungs that have the ability" if len(rungs) > 1 else ""
+    return head, [f"nothing is shown to be {'lost or degraded' if counts.get('kept', 0) else 'kept, degraded or lost'}"], ""
+
+
+def _answer(head: str, told: Sequence[str], note: str) -> str:
+    """What `answer` says, as a list where there is more than one thing to say."""
+    if len(told) < 2:
+        lines = f"<p><strong>Answer.</strong> {escape(f'{head}: {told[0]}.' if told else head)}</p>"
     else:
-        ending = "nothing is shown to be kept, degraded or lost"
-    return f"Of {len(verdicts)} combinations of {where}, {_listed(told)}: {ending}."
+        points = "".join(f"<li>{escape(point)}</li>" for point in told)
+        lines = f"<p><strong>Answer.</strong> {escape(head)}:</p><ul>{points}</ul>"
+    note = f'<p class="note">{escape(note[:1].upper() + note[1:])}.</p>' if note else ""
+    return f'<div class="answer">{lines}{note}</div>'
 
 
 def _named(group: pd.DataFrame, verdict: str, many_rungs: bool) -> list[str]:
@@ -150,7 +168,7 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _study(folder: Path) -> dict[str, str]:
+def _study(folder: Path | Remote) -> dict[str, str]:
     path = folder / "study.json"
     if not path.is_file():
         return {}
@@ -173,15 +191,16 @@ def _verdicts(verdicts: pd.DataFrame) -> str:
             for ability in dict.fromkeys(group["ability"])
         ]
         tables.append(f"<h3>Rung {escape(str(rung))}, dense seeds: {group['seeds_all'].max()}</h3>")
-        tables.append(_table(["ability", *dict.fromkeys(labels)], body, f"Verdicts of rung {rung}"))
+        tables.append(_table(["ability", *dict.fromkeys(labels)], body, f"Verdicts of rung {rung}", "overview"))
     note = "The number is retention: 1 is as good as the dense models, 0 is chance. Intervals and reasons are below."
-    return _section("Verdicts", f'<p class="note">{note}</p>', *tables)
+    sideways = '<span class="narrow"> Tables scroll sideways.</span>'
+    return _section("Verdicts", f'<p class="note">{note}{sideways}</p>', *tables)
 
 
 def _judged(row: Any) -> str:
     if row is None:
         return _cell("not measured")
-    return _cell(f"{row.verdict} {row.retention:.2f}" if pd.notna(row.retention) else row.verdict, kind=row.verdict)
+    return _cell(f"{row.verdict} {row.retention:z.2f}" if pd.notna(row.retention) else row.verdict, kind=row.verdict)
 
 
 def _numbers(verdicts: pd.DataFrame) -> str:
@@ -238,7 +257,8 @@ def _retention(verdicts: pd.DataFrame, rule: Rule) -> str:
         def draw_sweep(columns: int, group: pd.DataFrame = group) -> Figure:
             return plotting.sweep(group, rule.margin, rule.lost, columns)
 
-        figures += [f"<h3>Rung {escape(str(rung))}</h3>", _figure(draw_sweep, (4, 2), plotting.sweep_alt(group), caption)]
+        shown = _figure(draw_sweep, (4, 2), plotting.sweep_alt(group), caption)
+        figures += [f"<h3>Rung {escape(str(rung))}</h3>", shown]
     if not (others := verdicts[~swept]).empty:
 
         def draw(columns: int) -> Figure:
@@ -287,11 +307,12 @@ def _section(heading: str, *parts: str) -> str:
     return f"<section><h2>{heading}</h2>\n{''.join(parts)}\n</section>"
 
 
-def _table(head: Iterable[str], body: Iterable[Iterable[str]], label: str) -> str:
+def _table(head: Iterable[str], body: Iterable[Iterable[str]], label: str, kind: str = "") -> str:
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     lines = "".join(f"<tr>{''.join(cells)}</tr>" for cells in body)
     box = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">'
-    return f"{box}<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
+    kind = f' class="{kind}"' if kind else ""
+    return f"{box}<table{kind}><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 
 def _cell(value: object, tag: str = "td", kind: str = "") -> str:
@@ -300,11 +321,11 @@ def _cell(value: object, tag: str = "td", kind: str = "") -> str:
 
 
 def _number(value: float) -> str:
-    return "none" if pd.isna(value) else f"{value:.3f}"
+    return "none" if pd.isna(value) else f"{value:z.3f}"
 
 
 def _span(low: float, high: float) -> str:
-    return "none" if pd.isna(low) or pd.isna(high) else f"{low:.3f} to {high:.3f}"
+    return "none" if pd.isna(low) or pd.isna(high) else f"{low:z.3f} to {high:z.3f}"
 
 
 def _figure(draw: Callable[[int], Figure], columns: tuple[int, int], alt: str, caption: str) -> str:
@@ -321,18 +342,9 @@ def _png(figure: Figure) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _replace(path: Path, text: str) -> None:
-    """Put a whole file in the place of an older one, in one step."""
-    temporary = path.with_name(f".part-{uuid.uuid4().hex}")
+def _write(path: Path | Remote, text: str) -> None:
     try:
-        try:
-            with open(temporary, "x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace(text, path)
     except OSError as error:
         remedy = "Choose a place you may write to, with space left: what was there is unchanged."
         raise LabkitError(f"a report is written to {path}", error.strerror or str(error), remedy) from error

@@ -55,11 +55,11 @@ def test_rivals_are_those_of_the_rule(rows, outcomes):
     for row in outcomes.itertuples():
         mine = rows[(rows["ability"] == row.ability) & (rows["metric"] == row.metric) & (rows["compression"] == DENSE)]
         gain = (mine["value"] - mine["chance"]) / ((row.metric == EXACT_MATCH) - mine["chance"])
-        smooth, sharp = shapes.rivals(np.log10(mine["params"]), gain)
+        smooth, sharp = curves.rivals(np.log10(mine["params"]), gain)
         assert smooth.bic - sharp.bic == pytest.approx(row.sharper, abs=1e-6)
         best = sharp if row.sharper > 0 else smooth
         assert row.shape == ("step" if best is sharp and best.shape == "logistic" else best.shape)
-    options = inspect.signature(shapes.rivals).parameters
+    options = inspect.signature(curves.rivals).parameters
     assert (options["decades"].default, options["scatter"].default) == (Rule().decades, Rule().scatter)
 
 

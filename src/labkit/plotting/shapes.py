@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import ArrayLike
 
 from labkit import curves
+from labkit.curves import rivals
 from labkit.errors import LabkitError
 from labkit.plotting.style import COLOURS, GREY, STYLE, counted, finished, panel_grid
 from labkit.records import BRIER, DENSE, EXACT_MATCH, NLL_NATS, TOKEN_ACCURACY
@@ -82,28 +83,6 @@ def jumps_alt(rows: pd.DataFrame, outcomes: pd.DataFrame) -> str:
         f"Gain over chance against model size for {counted(len(told), 'ability', 'abilities')}, up to {models} models "
         f"each, with the best smooth and the best sharp curve. The better one and by how much in BIC: {listed}."
     )
-
-
-def rivals(
-    x: ArrayLike, gains: ArrayLike, decades: float = 0.5, scatter: float = 0.05
-) -> tuple[curves.Fit, curves.Fit]:
-    """The best smooth and the best sharp curve, as `labkit.emergence.emergence` compares them.
-
-    Their difference in BIC, smooth less sharp, is its column ``sharper``.
-
-    Parameters
-    ----------
-    x, gains : (n,) log10 parameters and gain of each model.
-    decades, scatter : of its `Rule`.
-    """
-    x, gains = np.asarray(x, float), np.asarray(gains, float)
-    wide, narrow = (decades, np.inf), (0.0, decades)
-    smooth = [curves.fit(shape, x, gains, scatter) for shape in ("flat", "line")]
-    smooth += [curves.fit(shape, x, gains, scatter, wide) for shape in ("break", "logistic")]
-    sharp = [curves.fit("logistic", x, gains, scatter, narrow), curves.fit("two-state", x, gains, scatter)]
-    if 0.8 * np.diff(np.unique(x)[-2:])[0] < decades:  # otherwise no break that narrow has a rung in it
-        sharp.append(curves.fit("break", x, gains, scatter, narrow))
-    return min(smooth, key=lambda fit: fit.bic), min(sharp, key=lambda fit: fit.bic)
 
 
 def curve(fit: curves.Fit, at: ArrayLike, x: ArrayLike) -> np.ndarray:

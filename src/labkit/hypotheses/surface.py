@@ -1,0 +1,73 @@
+"""What equal averages hide: H4 and H8."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from labkit.hypotheses.base import LEAST, LEVEL, Evidence, Finding, Hypothesis, about, damage
+from labkit.records import DENSE, EXACT_MATCH, NLL_NATS
+from labkit.scores import primary
+
+NATS = 0.02
+"""Mean nats per token within which two kinds of model count as equally good language models (H4)."""
+
+
+def _profiles(evidence: Evidence, kept: pd.DataFrame) -> Finding:
+    """The closest pair of a compressed and a dense condition in mean nats; labels of their models are permuted."""
+    nats = kept[kept["metric"] == NLL_NATS].groupby(["rung", "compression", "sparsity", "seed"])["value"].mean()
+    means = nats.groupby(level=["rung", "compression", "sparsity"]).mean()
+    counts = nats.groupby(level=["rung", "compression", "sparsity"]).size()
+    pairs = [
+        (abs(means[c] - means[d]), c, d)
+        for c in means.index
+        for d in means.index
+        if damage(c[1]) not in ("", "random") and d[1] == DENSE and c[0] != d[0] and min(counts[c], counts[d]) >= 3
+    ]
+    apart, compressed, dense = min(pairs, default=(np.inf, None, None), key=lambda pair: (pair[0], pair[1]))
+    if apart > NATS:
+        near = "" if compressed is None else f"; the closest are {apart:.2f} apart"
+        need = f"needs a compressed and a from-scratch condition within {NATS} mean nats, 3 seeds each{near}"
+        return Finding(reason=need)
+    gains = primary(kept).pivot_table(
+        index=["rung", "compression", "sparsity", "seed"], columns="ability", values="gain"
+    )
+    a, b = (gains.loc[key].to_numpy() for key in (compressed, dense))
+    pooled, n, generator = np.nan_to_num(np.vstack([a, b])), len(a), np.random.default_rng(0)
+    orders = [np.arange(len(pooled)), *(generator.permutation(len(pooled)) for _ in range(5000))]
+    distance = np.array([np.abs(pooled[o[:n]].mean(axis=0) - pooled[o[n:]].mean(axis=0)).mean() for o in orders])
+    p = float((distance >= distance[0] - 1e-12).mean())
+    told = f"mean |difference in gain| between {' '.join(map(str, compressed))} and dense {dense[0]}; permutation"
+    enough = min(n, len(b)) >= LEAST
+    reason = told if enough else f"{told}; {min(n, len(b))} of the {LEAST} seeds the rule asks for"
+    outcome = "supported" if p < LEVEL and enough else "undecided"
+    return Finding(tuple(distance[:1]) * len(pooled), outcome, float(distance[0]), p=p, reason=reason)
+
+
+def _flips(evidence: Evidence, kept: pd.DataFrame) -> Finding:
+    if evidence.verdicts is None or not (evidence.verdicts["verdict"] == "kept").any():
+        return Finding(reason="needs verdicts, with an ability judged kept")
+    where, keys = ["rung", "compression", "sparsity", "ability"], ["rung", "seed", "ability", "item"]
+    judged = evidence.verdicts.loc[evidence.verdicts["verdict"] == "kept", where]
+    judged = pd.MultiIndex.from_frame(judged[[bool(damage(str(name))) for name in judged["compression"]]])
+    rows = evidence.rows[evidence.rows["metric"] == EXACT_MATCH]
+    dense = rows[rows["compression"] == DENSE].set_index(keys)["value"].rename("dense")
+    rows = rows[rows["compression"] != DENSE]
+    rows = rows[pd.MultiIndex.from_frame(rows[where]).isin(judged)].join(dense, on=keys)
+    if rows.empty:
+        return Finding(reason="needs rows of exact match where an ability is judged kept")
+    rate = (rows["value"] != rows["dense"]).groupby([rows["rung"], rows["seed"]]).mean()
+    return about(rate, ">", 0.0, "share of items that flip; a repeated evaluation of one model flips none")
+
+
+H4 = Hypothesis(
+    "H4", "at equal mean nats a compressed and a from-scratch model have different abilities",
+    "within ± 0.02 mean nats, a permutation test of the mean |difference in gain| has p < 0.05",
+    "perplexity does not show what pruning costs in abilities",
+    "LLM-KICK (Jaiswal et al. 2023), arXiv 2310.01382", _profiles,
+)  # fmt: skip
+H8 = Hypothesis(
+    "H8", "models judged kept still flip more answers than a repeated evaluation",
+    "the share of items that flip has a lower 95 % bound above 0, what a repeated evaluation flips",
+    "answers flip while accuracy holds", "Dutta et al. 2024, arXiv 2407.09141", _flips,
+)  # fmt: skip

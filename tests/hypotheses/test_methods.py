@@ -1,0 +1,91 @@
+"""H6 on rows whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from labkit.hypotheses import Evidence, examine
+from labkit.hypotheses.methods import H6
+from labkit.records import DENSE, EXACT_MATCH
+
+ABILITIES = [f"a{n}" for n in range(8)]
+KINDS = pd.DataFrame({"ability": ABILITIES, "outcome": "smooth"})
+DEPTH, WIDTH = "drop-layers 1 + full 1M", "shrink heads 50% ffn 50% + full 1M"
+
+
+def rows_of(depth, width, params=(50, 50), names=(DEPTH, WIDTH)):
+    """Retention (seeds, abilities) after each of two ways."""
+    seed, ability = np.indices(depth.shape).reshape(2, -1)
+    parts = []
+    for name, value, size in zip((DENSE, *names), (1.0, depth.ravel(), width.ravel()), (100, *params), strict=True):
+        part = pd.DataFrame({"seed": seed, "ability": np.array(ABILITIES)[ability], "value": value})
+        parts.append(part.assign(compression=name, params=size))
+    constant = {"run": "r", "model": "m", "rung": "64x2", "sparsity": 0.0, "metric": EXACT_MATCH, "item": 0}
+    return pd.concat(parts, ignore_index=True).assign(chance=0.0, **constant)
+
+
+def one(rows):
+    return examine(Evidence(rows, KINDS), [H6]).iloc[0]
+
+
+def noise(seed, sd=0.01, shape=(5, 8)):
+    return np.random.default_rng(seed).normal(0, sd, shape)
+
+
+TILT = np.linspace(-0.3, 0.3, 8)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "depth"),
+    [
+        ("supported", 0.5 + TILT),
+        ("refuted", np.full(8, 0.5)),
+        ("refuted", np.full(8, 0.8)),  # better at everything alike is no interaction
+    ],
+)
+def test_an_interaction_is_an_order_of_the_abilities_that_dense_models_share(outcome, depth):
+    depth, width = depth + noise(0), 0.5 + noise(1)
+    found = one(rows_of(depth, width))
+    assert found["outcome"] == outcome and found["n_models"] == 5
+    expected = stats.friedmanchisquare(*(depth - width).T)
+    assert found["p"] == pytest.approx(expected.pvalue)
+    assert found["estimate"] == pytest.approx(expected.statistic / (5 * 7))
+    if outcome == "supported":
+        assert f"R({DEPTH}) − R({WIDTH}) of rung 64x2: from -0.3" in found["reason"] and "(a7)" in found["reason"]
+
+
+def test_noise_is_seldom_called_an_interaction():
+    """Of 40 draws at the level of 0.05, more than 5 would be a one-in-a-hundred chance."""
+    hits = [one(rows_of(0.5 + noise(2 * n, 0.2), 0.5 + noise(2 * n + 1, 0.2)))["p"] < 0.05 for n in range(40)]
+    assert sum(hits) <= 5
+
+
+def test_what_is_below_chance_is_lost_once():
+    depth = np.where(np.arange(8) < 4, -1.0 * np.arange(8), 0.5) + np.zeros((5, 1))
+    assert one(rows_of(depth, np.where(np.arange(8) < 4, 0.0, 0.5) + np.zeros((5, 1))))["p"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome", "reason"),
+    [
+        ({"params": (50, 56)}, "no rows", "needs drop-layers and shrink with equal parameters left"),
+        ({"names": ("drop-layers 1", WIDTH)}, "no rows", "needs drop-layers and shrink"),  # healed differently
+        ({"names": ("drop-layers 1 by random", "shrink ffn 50%")}, "no rows", "needs drop-layers and shrink"),
+        ({"seeds": 4}, "undecided", "4 of the 5 dense models"),
+        ({"abilities": 2}, "undecided", "2 abilities that every dense model has"),
+    ],
+)
+def test_what_is_missing_is_said(changes, outcome, reason):
+    depth, width = 0.5 + TILT + noise(0), 0.5 + noise(1)
+    seeds, abilities = changes.pop("seeds", 5), changes.pop("abilities", 8)
+    found = one(rows_of(depth[:seeds, :abilities], width[:seeds, :abilities], **changes))
+    assert found["outcome"] == outcome and reason in found["reason"]
+
+
+def test_an_ability_that_one_dense_model_lacks_is_not_compared():
+    rows = rows_of(0.5 + TILT + noise(0), 0.5 + noise(1))
+    rows.loc[(rows["compression"] == DENSE) & (rows["seed"] == 2) & (rows["ability"] == "a7"), "value"] = 0.1
+    assert "over 7 abilities" in one(rows)["reason"]
