@@ -15,7 +15,7 @@ import labkit
 from labkit import cli, doctor, report, schooling
 from labkit.errors import Failure, LabkitError
 from labkit.store import Store
-from labkit.study import Study
+from labkit.study import Study, studies
 from labkit.verdict import judge
 
 VERBS = ("run", "report", "ladder", "compare", "zoo", "doctor")
@@ -100,7 +100,7 @@ def test_the_command_line_loads_nothing_heavy():
 def test_an_unknown_study_names_the_nearest_and_all_of_them():
     code, out, err = call("run", "quik", "--out", "nowhere")
     assert (code, out) == (2, "") and not Path("nowhere").exists()
-    assert "got 'quik'. Nearest: quick. All: pruning, quick" in err and "Traceback" not in err
+    assert f"got 'quik'. Nearest: quick. All: {', '.join(studies())}." in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -192,6 +192,39 @@ def test_run_prints_the_question_the_verdicts_the_answer_and_the_report(measured
     assert ["[bold]shift", "degraded"] in table
     assert report.answer(verdicts) in out
     assert lines[-1] == f"Report: {tmp_path / 'out' / 'report.html'}" and (tmp_path / "out" / "report.html").is_file()
+
+
+def test_run_without_a_place_for_the_rows_is_bad_input():
+    code, _, err = call("run", "quick")
+    assert code == 2 and "rows need a place; got 'no --out'. Add e.g. --out runs/mine, or --dry-run" in err
+
+
+def test_a_dry_run_measures_nothing_and_prints_the_arithmetic(monkeypatch):
+    from labkit import planning
+
+    line = planning.Line("a/b", "wanda", 3, 1, 1000, 0, 2e9, 90.0, 10, 2**20, 3 * 2**20, 0)
+    plan = types.SimpleNamespace(question="Why?")
+    monkeypatch.setattr(Study, "load", classmethod(lambda cls, name: plan))
+    monkeypatch.setattr(planning, "foretell", lambda study, out: [line])
+    code, out, _ = call("run", "quick", "--dry-run")
+    text = " ".join(out.split())
+    assert code == 0 and text.startswith("Why?") and "a/b wanda 3 1 1,000 2.0e+09 1.5 min 4.0" in text
+    assert "2 of 3 runs, 4e+09 FLOPs, about 3.0 min (1.5 min to 7.5 min)" in text and "1.0 + 3.0 + 0.0 MiB" in text
+
+
+def test_a_ray_address_is_handed_on(monkeypatch, measured, tmp_path):
+    from labkit import cluster
+
+    monkeypatch.setattr(cluster, "run", lambda plan, out, address, progress: filled(out) if address == "h:1" else None)
+    code, out, _ = call("run", "quick", "--out", tmp_path / "out", "--ray", "h:1")
+    assert code == 0 and "Report: " in out
+
+
+def test_a_report_is_written_beside_rows_at_a_url(measured):
+    import fsspec
+
+    assert call("run", "quick", "--out", "memory://labkit-test-cli")[1].endswith("/labkit-test-cli/report.html\n")
+    assert fsspec.filesystem("memory").cat("/labkit-test-cli/report.html").startswith(b"<!DOCTYPE html>")
 
 
 def test_report_writes_where_it_is_told(tmp_path):

@@ -9,9 +9,11 @@ from labkit.abilities import corpus
 from labkit.compression import Compression
 from labkit.distillation import Options, distill
 from labkit.errors import LabkitError
+from labkit.flops import forward_flops_per_token, training_flops_per_token
 from labkit.ladder import Rung
 from labkit.lineage import lineage
 from labkit.pruning import drop_layers, outlier_weighed, prune, sparsity
+from labkit.study import Study
 from labkit.training import train
 
 TOKENS = torch.from_numpy(corpus(0).calibration(8))
@@ -154,3 +156,17 @@ def test_what_is_wrong_is_said_at_once(table, message):
     with pytest.raises(LabkitError) as error:
         list(Compression.expand(table))
     assert message in str(error.value)
+
+
+def test_the_control_of_equal_flops_costs_what_teaching_costs():
+    """Of the study `distillation`, by what the models' own configurations say; a training is whole steps."""
+    tokens: dict[str, list[int]] = {"train": [], "distill": []}
+    for compression in Study.load("distillation").compressions:
+        verb, asked = compression.steps[-1]
+        tokens[verb].append(dict(asked)["tokens"])
+    teacher, student = Rung(96, 3).build(), Rung(64, 2).build()
+    whole = lambda n: n // (64 * 48) * 64 * 48  # noqa: E731
+    training = training_flops_per_token(student, 48)
+    with_teacher = whole(max(tokens["distill"])) * (training + forward_flops_per_token(teacher, 48))
+    assert whole(max(tokens["train"])) * training == pytest.approx(with_teacher, rel=1e-3)
+    assert max(tokens["distill"]) in tokens["train"]  # the control of equal tokens

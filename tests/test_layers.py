@@ -15,25 +15,29 @@ import pytest
 
 LAYERS = (  # top first; the words in the comments are what a row is about
     {"cli", "notebook"},  # what a person touches
-    {"study", "schooling", "doctor", "report", "terminal", "exercises", "simulation"},  # and the judge judged
-    {"compression"},  # a chain of verbs, as a study writes it
+    {"planning", "cluster"},  # a study foretold; a study on many machines
+    {"study", "schooling", "doctor", "report", "terminal", "exercises", "simulation"}  # and the judge judged
+    | {"inheritance", "imitation"},  # students, by the judge's rule
+    {"compression", "inside", "prompts", "harness"},  # a chain of verbs, as a study writes it; questions in words, ours and others'
     # measure and change a model; keep, judge, compare and draw rows
     {"evaluation", "cost", "distillation", "recovery", "store", "verdict", "breakpoints", "emergence", "contrast"}
-    | {"hypotheses", "comparison", "plotting", "published"},
-    {"ladder", "training", "zoo", "pairing", "dense_curve"},  # one dial, the only loop, models by name; rows in pairs
-    {"abilities", "pruning", "metrics", "divergences", "statistics", "scores", "curves"},  # the subject; formulas
-    {"records", "flops", "lineage", "extension"},  # row types; counting; what was done to a model; what users add
+    | {"reader", "hypotheses", "comparison", "plotting", "published", "barrier"},
+    {"ladder", "training", "zoo", "pairing", "dense_curve", "students"},  # one dial, the only loop, models by name; rows in pairs
+    {"abilities", "pruning", "metrics", "divergences", "statistics", "scores", "curves", "modality"},  # the subject; formulas
+    {"records", "flops", "lineage", "extension", "hub", "pairs", "places"},  # row types; counting; what was done to a model; what users add
     {"errors"},
 )
 FRAME_HALF = {"errors", "extension", "records", "statistics", "scores", "curves", "pairing", "dense_curve", "store", "verdict"}
 FRAME_HALF |= {"breakpoints", "emergence", "contrast", "hypotheses", "comparison", "plotting", "published", "simulation"}
-FRAME_HALF |= {"exercises", "report"}
+FRAME_HALF |= {"exercises", "report", "modality", "students", "inheritance", "imitation", "barrier", "places"}
 TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors.torch"}
 
 # Inside a package the same rule: these rows at the bottom, every other file in one row above them, `__init__` on top.
 PACKAGES: dict[str, tuple[set[str], ...]] = {
     "abilities": ({"base"}, {"vocabulary"}),
     "distillation": ({"cache", "sampling"}, {"bodies"}),
+    "hypotheses": ({"base"},),
+    "inside": ({"sites"},),
     "plotting": ({"style"},),
     "pruning": (
         {"criteria", "sparsegpt", "streaming", "surgery", "units"},

@@ -15,6 +15,7 @@ import pytest
 
 from labkit import store as module
 from labkit.errors import Failure, LabkitError
+from labkit.places import STALE_S
 from labkit.records import ItemRow, columns
 from labkit.store import SCHEMA, Store, provenance, run_id
 
@@ -259,7 +260,7 @@ def test_a_writer_killed_before_the_last_step_leaves_no_rows(store):
     assert store.runs() == () and store.frame().empty and store.provenance().empty
     assert store.write("r", rows("r"), kept())
     assert left.exists(), "it might be another process's work"
-    os.utime(left, (0, time.time() - 2 * module._STALE_S))
+    os.utime(left, (0, time.time() - 2 * STALE_S))
     assert store.write("r2", rows("r2"), kept())
     assert sorted(p.name for p in (store.path / "rows").iterdir()) == ["r.parquet", "r2.parquet"]
 
@@ -301,6 +302,55 @@ def test_a_claim_outlives_neither_an_error_nor_the_process(store):
     child.join(60)
     with store.claim("r") as mine:
         assert mine is True
+
+
+# -- at a URL ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def remote():
+    yield Store("memory://labkit-test-store/a/b", create=True)
+    import fsspec
+
+    fsspec.filesystem("memory").rm("/labkit-test-store", recursive=True)
+
+
+def test_a_store_at_a_url_keeps_the_same_rows(store, remote):
+    for each in (store, remote):
+        assert each.write("r", rows("r"), kept(note="x")) and each.write("q", rows("q"), kept(note="x"))
+        assert not each.write("r", rows("r").assign(value=0.0), kept())
+    again = Store("memory://labkit-test-store/a/b")
+    assert again.runs() == store.runs() == ("q", "r") and again.has("r") and not again.has("s")
+    pd.testing.assert_frame_equal(again.frame(), store.frame())
+    assert list(again.provenance()["note"]) == ["x", "x"]
+    assert remote.export("r") == (store.path / "rows" / "r.parquet").read_bytes()
+    with again.claim("r") as mine, remote.claim("r") as also:
+        assert mine and also, "there are no locks at a URL"
+
+
+def test_a_url_that_is_no_store_or_holds_something_else(remote):
+    with pytest.raises(LabkitError, match="a store is a folder with store.json; got 'memory://labkit-test-store/other'"):
+        Store("memory://labkit-test-store/other")
+    with pytest.raises(LabkitError, match="a new store needs an empty folder"):
+        Store("memory://labkit-test-store", create=True)
+    with pytest.raises(LabkitError, match="a URL has a protocol that fsspec opens; got 's4://x'. Write e.g. s3://bucket"):
+        Store("s4://x", create=True)
+
+
+def test_a_file_url_is_a_folder_of_this_machine(store):
+    assert Store(f"file://{store.path}").path == store.path
+
+
+def test_a_part_is_adopted_whole_by_its_own_name_and_once(store, tmp_path):
+    store.write("r", rows("r"), kept())
+    part, other = store.export("r"), Store(tmp_path / "other", create=True)
+    for bad, message in ((part[:-9], "a part is a whole Parquet file"), (b"", "a part is a whole Parquet file")):
+        with pytest.raises(LabkitError, match=message):
+            other.adopt("r", bad)
+    with pytest.raises(LabkitError, match="rows of run q carry its name; got 'r'"):
+        other.adopt("q", part)
+    assert other.runs() == () and other.adopt("r", part) and not other.adopt("r", part)
+    pd.testing.assert_frame_equal(other.frame(), store.frame())
 
 
 # -- corrupted parts ---------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_grid_is_dense_models_and_compressed_ones(undisturbed):
 
 def test_second_run_measures_nothing(tiny, tmp_path, undisturbed, monkeypatch):
     Study.load(tiny).run(tmp_path / "rows", progress=False)
-    monkeypatch.setattr(Study, "_measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(Study, "measure", lambda *_: pytest.fail("measured again"))
     again = Study.load(tiny).run(tmp_path / "rows", progress=False)
     assert_same_rows(again.frame(), undisturbed)
 
@@ -157,6 +157,13 @@ def test_the_shipped_studies_load():
         (("prune = ", "prone = "), "known verb of a compression is needed; got 'prone'. Nearest: prune"),
         (("items = 20", "items = "), "a study is a TOML file"),
         (('question = "Does it run?"', ""), "a study names question"),
+        (('["recall", "facts"]', '"recall"'), 'abilities of a study is a list of texts, e.g. ["…"]; got \'recall\'. Mend abilities'),
+        (("items = 20", 'items = "many"'), "items of a study is a whole number; got 'many'. Mend items in "),
+        (("items = 20", "items = true"), "items of a study is a whole number; got True"),
+        (('question = "Does it run?"', "question = 3"), "question of a study is a text"),
+        (("sparsity = 0.5", 'sparsity = "half"'), "tiny.toml, compression 1."),
+        (('"2:4"', '"4:2"'), "tiny.toml, compression 2."),
+        (('prune = { criterion = "wanda", sparsity = 0.5 }', "train = { student = 64, tokens = 9 }"), "compression 1."),
     ],
 )
 def test_a_bad_file_says_what_is_wrong(tiny, change, message):

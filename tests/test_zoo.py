@@ -7,12 +7,25 @@ import json
 
 import pytest
 import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
+from labkit import training
+from labkit.abilities import corpus, vocabulary
+from labkit.compression import Compression
+from labkit.cost import cost
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import blocks, ledger
+from labkit.pairs import Pair
+from labkit.prompts import TEMPLATES
+from labkit.pruning import blocks, drop_layers, ledger, prune, shrink
 from labkit.schooling import write_manifest
-from labkit.zoo import artifacts, damaged, load, manifest, sha256, zoo
+from labkit.study import Study
+from labkit.verdict import judge
+from labkit.zoo import artifacts, damaged, load, manifest, sha256, tokenizer, weights_id, zoo
 
 NAMES = ["ladder/16x1/seed-0", "ladder/16x1/seed-1", "ladder/32x1/seed-0"]
 
@@ -80,9 +93,11 @@ def test_pickled_weights_are_not_read(tmp_path):
 
 
 def test_a_folder_without_weights_and_one_with_broken_weights(tmp_path):
-    with pytest.raises(LabkitError, match="a folder without weights: "):
+    with pytest.raises(LabkitError, match="the folder of a model holds a config.json; got 'a folder without one: "):
         load(str(tmp_path))
     Rung(16, 1).config().save_pretrained(tmp_path)
+    with pytest.raises(LabkitError, match="a folder without weights: "):
+        load(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"not a tensor")
     with pytest.raises(LabkitError, match=f"a model is loaded from safetensors and a config.json.*{tmp_path}"):
         load(str(tmp_path))
@@ -113,8 +128,9 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all(folder, name):
 
 
 def test_a_hub_model_that_cannot_be_fetched(folder):
-    with pytest.raises(LabkitError, match="in a local folder or on the hub; got .nobody/nothing .*Offline, put"):
-        load("nobody/nothing", folder=folder)
+    for where in (folder, "/nowhere", None):  # with or without a manifest
+        with pytest.raises(LabkitError, match="fetched from the hub; got 'nobody/nothing, which.*copy the folder it names"):
+            load("nobody/nothing", folder=where)
 
 
 def test_a_folder_without_a_manifest_and_one_that_is_no_json(tmp_path):
@@ -128,3 +144,187 @@ def test_a_folder_without_a_manifest_and_one_that_is_no_json(tmp_path):
 def test_what_is_shipped_is_whole_and_small():
     assert damaged() == []
     assert sum(p.stat().st_size for p in artifacts().rglob("*") if p.is_file()) <= 60e6
+
+
+# -- models of others ---------------------------------------------------------------------------------------------------
+
+SMALL = {"vocab_size": vocabulary.SIZE, "bos_token_id": None, "eos_token_id": None, "pad_token_id": vocabulary.PAD}
+SIZES = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 48, "head_dim": 16}
+FAMILIES = {
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=2, tie_word_embeddings=False, **SMALL),
+    "gpt2": GPT2Config(n_embd=32, n_head=2, n_layer=2, n_positions=64, **SMALL),
+    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, tie_word_embeddings=True, **SMALL),
+}
+COMMIT = "c" * 40
+CALIBRATION = torch.from_numpy(corpus(0).calibration(8))
+
+
+def built(config, dtype=torch.float32):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def in_cache(cache, config, monkeypatch, name="models--someone--small"):
+    """A model as the hub's cache keeps it, at a commit that is its main branch."""
+    built(config).save_pretrained(cache / name / "snapshots" / COMMIT)
+    (cache / name / "refs").mkdir()
+    (cache / name / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+
+
+def test_a_hub_model_is_read_from_the_commit_that_its_name_stands_for(tmp_path, monkeypatch):
+    in_cache(tmp_path, FAMILIES["llama"], monkeypatch)
+    model = load("someone/small")
+    assert model.config._commit_hash == COMMIT == load("someone/small", revision=COMMIT).config._commit_hash
+    assert torch.equal(model.lm_head.weight, built(FAMILIES["llama"]).lm_head.weight)
+    assert weights_id("someone/small") == weights_id(f"someone/small@{COMMIT}") == f"commit {COMMIT}"
+    with pytest.raises(LabkitError, match="a revision is one of a hub model; got .*revision='v1'"):
+        load("ladder/16x1/seed-0", revision="v1")
+
+
+def test_a_study_measures_hub_models_and_folders_as_it_does_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "compiled", lambda model: model)
+    in_cache(tmp_path / "cache", FAMILIES["llama"], monkeypatch)
+    names = [f"someone/small@{COMMIT}"]
+    for family in ("gpt2", "qwen3"):
+        names.append(str(tmp_path / family))
+        built(FAMILIES[family]).save_pretrained(names[-1])
+    ways = [
+        {"prune": {"criterion": "wanda", "sparsity": 0.5}, "recover": {"method": "lora", "tokens": 3072}},
+        {"drop_layers": {"keep": 1}, "distill": {"tokens": 3072}},
+        {"shrink": {"ffn": 16}},
+    ]
+    study = Study(
+        "own", "?", tuple(names), tuple(names), tuple(map(Compression.parse, ways)), ("recall", "facts"), 20,
+        pairs=(Pair(names[0], names[1], "made smaller"),),
+    )  # fmt: skip
+    store = study.run(tmp_path / "rows", progress=False)
+    rows, of_run = store.frame(), store.provenance().set_index("run")
+    assert (rows.groupby("run").size() == rows.groupby("run").size().iloc[0]).all()
+    assert rows.groupby("model")["compression"].nunique().tolist() == [4, 4, 4]
+    ran = rows.drop_duplicates("run").set_index("run")
+    for run, row in ran[ran["model"] == names[0]].iterrows():
+        assert of_run.loc[run, "artifacts"] == {f"{names[0]}/model.safetensors": f"commit {COMMIT}"}
+    dense_of_pair = ran[(ran["model"] == names[1]) & (ran["compression"] == "made smaller")]
+    assert dense_of_pair["rung"].tolist() == [f"small@{COMMIT}"]
+    verdicts = judge(rows[rows["model"] == names[2]])
+    assert set(verdicts["rung"]) == {"qwen3"} and verdicts["compression"].nunique() == 3
+    assert cost(load(names[1]), length=8, repeats=1).parameters == sum(p.numel() for p in built(FAMILIES["gpt2"]).parameters())
+
+
+def compressed(model):
+    """Name -> model, for each verb that changes what is saved."""
+    yield "prune", prune(model, "wanda", 0.5, calibration=CALIBRATION)
+    yield "drop_layers", drop_layers(model, 1, calibration=CALIBRATION)
+    yield "shrink", shrink(model, ffn=16, heads=1, width=16, importance="magnitude")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_saved_is_what_the_architecture_of_transformers_expects(family, tmp_path):
+    """vLLM and llama.cpp's converter read `architectures`, then tensors by their names: no more, no fewer, of one dtype."""
+    for verb, model in compressed(built(FAMILIES[family], torch.bfloat16).eval()):
+        model.save_pretrained(tmp_path / verb)
+        written = json.loads((tmp_path / verb / "config.json").read_text())
+        kind = getattr(transformers, written["architectures"][0])
+        own = {key: written.pop(key) for key in [*written] if key.startswith("labkit_")}
+        assert own and json.loads(json.dumps(own)) == own
+        config = type(model.config).from_dict(written)  # without labkit's keys it is the same model
+        assert set(written) - {"transformers_version"} <= set(config.to_dict())
+        with torch.device("meta"):
+            expected = {name: [*tensor.shape] for name, tensor in kind(config).state_dict().items()}
+        with safe_open(tmp_path / verb / "model.safetensors", "pt") as file:
+            found = {name: file.get_slice(name) for name in file.keys()}
+            assert file.metadata() == {"format": "pt"}
+        if config.tie_word_embeddings:
+            expected.pop("lm_head.weight")
+        assert {name: tensor.get_shape() for name, tensor in found.items()} == expected, verb
+        assert {tensor.get_dtype() for tensor in found.values()} == {"BF16"} and written["dtype"] == "bfloat16"
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / verb)
+        assert type(plain) is kind and torch.equal(plain(CALIBRATION).logits, model(CALIBRATION).logits)
+
+
+def test_dtype_and_device_map(tmp_path):
+    built(FAMILIES["llama"], torch.bfloat16).save_pretrained(tmp_path)
+    assert load(str(tmp_path)).dtype == torch.bfloat16
+    placed = load(str(tmp_path), dtype="float32", device_map="auto")
+    plain = load(str(tmp_path), dtype=torch.float32)
+    assert placed.dtype == torch.float32 and torch.equal(placed(CALIBRATION).logits, plain(CALIBRATION).logits)
+    with pytest.raises(LabkitError, match="a known dtype is needed; got 'bfloat'. Nearest: bfloat16"):
+        load(str(tmp_path), dtype="bfloat")
+
+
+def test_capped_attention_is_computed_with_its_cap(tmp_path):
+    """PyTorch's fused attention, which transformers takes by default, leaves the cap of Gemma 2 out."""
+    config = Gemma2Config(**SIZES, num_key_value_heads=2, attn_logit_softcapping=0.01, query_pre_attn_scalar=1, **SMALL)
+    built(config).save_pretrained(tmp_path)
+    by = {name: AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=name) for name in ("eager", "sdpa")}
+    logits = {name: model.eval()(CALIBRATION).logits for name, model in by.items()}
+    assert torch.equal(load(str(tmp_path))(CALIBRATION).logits, logits["eager"])
+    assert not torch.allclose(logits["eager"], logits["sdpa"], atol=1e-4)
+
+
+def test_what_is_no_causal_decoder_is_refused_before_its_weights_are_read(tmp_path):
+    configs = {
+        "BertForMaskedLM": {"model_type": "bert"},
+        "T5ForConditionalGeneration": {"model_type": "t5", "is_encoder_decoder": True},
+        "LlamaModel": {"model_type": "llama"},  # no output head: it makes embeddings
+    }
+    for name, config in configs.items():
+        (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": [name]}))
+        with pytest.raises(LabkitError) as error:
+            load(str(tmp_path))
+        assert str(error.value).startswith(f"a causal decoder is needed; got '{tmp_path}, {name}'. Name a model whose")
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path):
+    (tmp_path / "modeling_mine.py").write_text("raise SystemExit('ran')")
+    config = {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LabkitError) as error:
+        load(str(tmp_path))
+    assert error.value.rule == "code that comes with a model is not run unless you say so"
+    assert error.value.remedy == f"Read modeling_mine.py, and if you trust it: load({str(tmp_path)!r}, trust_remote_code=True)."
+    (tmp_path / "config.json").write_text('{"model_type": "mine"}')
+    with pytest.raises(LabkitError, match="architecture is one of transformers .* of model_type 'mine'.*newer"):
+        load(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(LabkitError, match="config.json is JSON; got .*Restore"):
+        load(str(tmp_path))
+
+
+def test_a_weight_that_is_not_in_the_file_is_not_drawn_at_random(tmp_path):
+    model = built(FAMILIES["llama"])
+    model.save_pretrained(tmp_path)
+    save_file({k: v for k, v in model.state_dict().items() if "lm_head" not in k}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LabkitError, match="every weight comes from the file, none is drawn; got .* without lm_head.weight'"):
+        load(str(tmp_path))
+
+
+def test_a_model_of_another_vocabulary_is_not_asked_in_labkits_tokens(tmp_path):
+    built(GPT2Config(n_embd=16, n_head=1, n_layer=1, vocab_size=300)).save_pretrained(tmp_path / "other")
+    study = Study("s", "?", (str(tmp_path / "other"),), abilities=("recall",), items=5)
+    with pytest.raises(LabkitError, match="in labkit's vocabulary of 168 tokens; got .*other, which has 300'. Ask it in text"):
+        study.run(tmp_path / "rows", progress=False)
+    in_text = Study("s", "?", (str(tmp_path / "other"),), prompts=("recall",), items=5)
+    with pytest.raises(LabkitError, match="text needs the tokenizer of the model; got .*other, which comes without one"):
+        in_text.run(tmp_path / "rows", progress=False)
+    assert not (tmp_path / "rows").exists()
+
+
+def test_models_of_another_vocabulary_are_asked_in_words_and_judged_as_a_pair(tmp_path):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytewise = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    words = PreTrainedTokenizerFast(tokenizer_object=bytewise)
+    config = GPT2Config(n_embd=16, n_head=1, n_layer=1, vocab_size=256, n_positions=2048, bos_token_id=0, eos_token_id=0)
+    for name in ("large", "small"):
+        built(config).save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
+    pair = Pair(str(tmp_path / "large"), str(tmp_path / "small"), "made smaller")
+    study = Study("s", "?", prompts=("reverse",), items=2, pairs=(pair,))
+    rows = study.run(tmp_path / "rows", progress=False).frame()
+    assert set(rows["ability"]) == {f"reverse, {template.name}" for template in TEMPLATES}
+    assert set(rows["compression"]) == {"dense", "made smaller"} and set(rows["rung"]) == {"large"}
+    assert (rows.groupby(["run", "ability", "metric"])["item"].nunique() == 2).all()
+    assert set(judge(rows)["compression"]) == {"made smaller"}
+    assert tokenizer(str(tmp_path / "large")).decode(tokenizer(str(tmp_path / "large"))("é b").input_ids) == "é b"

@@ -19,6 +19,8 @@ _HOME = {
     "Study": "study",
     "abilities": "abilities",
     "artifacts": "zoo",
+    "ask": "prompts",
+    "benchmark": "harness",
     "corpus": "abilities",
     "break_point": "breakpoints",
     "cost": "cost",
@@ -35,7 +37,7 @@ _HOME = {
     "train": "training",
     "zoo": "zoo",
 }
-_MODULES = {"notebook": "notebook", "plot": "plotting"}
+_MODULES = {"inside": "inside", "notebook": "notebook", "plot": "plotting"}
 
 __all__ = sorted([*_HOME, *_MODULES])
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from labkit.errors import Failure, LabkitError, unknown
-from labkit.terminal import comparison_table, legend, table, verdict_tables
+from labkit.terminal import comparison_table, legend, plan_table, table, verdict_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +88,19 @@ def labkit(
 @app.command(epilog="Example:  labkit run quick --out runs/quick")
 def run(
     study: Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study, such as quick, or a .toml file.")],
-    out: Annotated[Path, typer.Option(help="Folder for the rows: a new one, or that of an earlier run to go on with.")],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder for the rows, or a URL such as s3://bucket/runs: a new one, or that of an earlier run to go on with.",
+            show_default="required, but for --dry-run",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Run on the Ray cluster there, from one of its nodes.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print runs, tokens, FLOPs, expected time and memory.")
+    ] = False,
 ) -> None:
     """Measure every model of a study, dense and compressed; judge; write report.html.
 
@@ -99,7 +111,19 @@ def run(
     from labkit.study import Study
 
     plan = Study.load(study)
-    store = plan.run(out, progress=sys.stderr.isatty())
+    if dry_run:
+        from labkit.planning import RANGE, foretell
+
+        _console().print(Text(plan.question, "bold"), plan_table(foretell(plan, out), RANGE), sep="\n")
+        return
+    if out is None:
+        raise LabkitError("rows need a place", "no --out", "Add e.g. --out runs/mine, or --dry-run to look ahead.")
+    if ray is None:
+        store = plan.run(out, progress=sys.stderr.isatty())
+    else:
+        from labkit import cluster
+
+        store = cluster.run(plan, out, ray, progress=sys.stderr.isatty())
     from labkit.report import answer, write_report  # figures: only once there is something to draw
     from labkit.verdict import judge
 
@@ -115,7 +139,7 @@ def run(
 
 @app.command(epilog="Example:  labkit report runs/quick --out quick.html")
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an earlier labkit run.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL of an earlier labkit run.")],
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="DIR/report.html")] = None,
 ) -> None:
     """Write the report of a run: one HTML file that needs no network."""

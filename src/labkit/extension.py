@@ -2,7 +2,7 @@
 
 Each function of this module takes the thing, registers it for this process, and gives it back, so that it can stand
 above a definition as a decorator. A study names the files to be read first in ``extensions``; the text of those files
-is part of every run's address.
+is part of every run's address. A worked example is in ``docs/extending.md``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,19 @@ from typing import Any
 
 from labkit.errors import LabkitError
 
-_ADDED: dict[str, dict[str, Any]] = {kind: {} for kind in ("ability", "criterion", "divergence", "metric")}
+HERE = "this session"
+"""Where something was added that stands in no file that was read: a notebook's cell, which may be run again."""
+
+_ADDED: dict[str, dict[str, tuple[Any, str]]] = {kind: {} for kind in ("ability", "criterion", "divergence", "metric")}
+_READ: dict[str, str] = {}  # file -> hash of the text that was run
+_running = [HERE]  # the file that is being run, last
 
 
 def ability(thing: Any) -> Any:
     """Add an instance of a `labkit.abilities.Ability`, or a class that is made without arguments, by its own name."""
     made = thing() if isinstance(thing, type) else thing
+    if not callable(getattr(made, "sample", None)):
+        raise LabkitError("an ability is one of labkit.abilities.Ability", repr(thing), "Derive its class from that.")
     _add("ability", made.name, made)
     return thing
 
@@ -60,12 +67,13 @@ def added(kind: str, taken: Iterable[str] = ()) -> dict[str, Any]:
     for name in taken:
         if name in _ADDED[kind]:
             raise LabkitError(f"a name is given to one {kind}, and labkit has this one", name, "Choose another name.")
-    return dict(_ADDED[kind])
+    return {name: thing for name, (thing, _) in _ADDED[kind].items()}
 
 
 def read(paths: Sequence[Path | str]) -> str:
-    """Run files of Python that add things, each once a process; the hash of their text.
+    """Run files of Python that add things, each text once a process; the hash of all their texts.
 
+    A file that was changed since is run again, and what its old text added is gone. A file counts whole or not at all.
     Raises LabkitError for a file that is not there or fails; names that are taken are refused as they are added.
     """
     digest = hashlib.sha256()
@@ -75,32 +83,45 @@ def read(paths: Sequence[Path | str]) -> str:
         except OSError as error:
             remedy = "Give its path from the folder you are in, or from that of the study."
             raise LabkitError("an extension is a Python file", f"{path} ({error.strerror})", remedy) from None
+        if path.suffix != ".py":
+            raise LabkitError("an extension is a Python file", str(path), "Name one that ends in .py.")
         digest.update(text)
-        name = f"labkit_extension_{hashlib.sha256(text).hexdigest()[:16]}"
-        if name not in sys.modules:
-            _run(name, path)
+        version = hashlib.sha256(text).hexdigest()[:16]
+        if version not in _READ.values():  # a copy of a file adds nothing new
+            _run(path, version)
     return digest.hexdigest()[:16]
 
 
-def _run(name: str, path: Path) -> None:
-    before = {kind: dict(names) for kind, names in _ADDED.items()}
-    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location(name, path))
-    sys.modules[name] = module
+def _run(path: Path, version: str) -> None:
+    where, name = str(path.resolve()), f"labkit_extension_{version}"
+    before, read_before = {kind: dict(names) for kind, names in _ADDED.items()}, dict(_READ)
+    for old in [each for each in _READ if each == where or not Path(each).exists()]:  # changed, or a worker's copy
+        del _READ[old]
+        for kind, names in _ADDED.items():
+            _ADDED[kind] = {each: entry for each, entry in names.items() if entry[1] != old}
+    _running.append(where)
     try:
+        module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location(name, path))
+        sys.modules[name] = module
         spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        for kind, names in before.items():  # a file counts whole or not at all
-            _ADDED[kind] = names
-        if isinstance(error, LabkitError):
+        _READ[where] = version
+    except BaseException as error:  # an exit or a Ctrl-C must not leave half a file either
+        sys.modules.pop(name, None)
+        _ADDED.update(before)
+        _READ.update(read_before)
+        if isinstance(error, LabkitError) or not isinstance(error, Exception):
             raise
         raise LabkitError("an extension runs", f"{path}: {type(error).__name__}: {error}", "Mend the file.") from error
+    finally:
+        _running.pop()
 
 
 def _add(kind: str, name: str, thing: Any) -> None:
-    if name in _ADDED[kind]:
-        raise LabkitError(f"a name is given to one {kind}", name, "Choose another name.")
-    _ADDED[kind][name] = thing
+    where = _running[-1]
+    other = _ADDED[kind].get(name, (None, HERE))[1]
+    if name in _ADDED[kind] and not where == other == HERE:
+        raise LabkitError(f"a name is given to one {kind}", f"{name}, added by {other} already", "Choose another name.")
+    _ADDED[kind][name] = (thing, where)
 
 
 def _spoken(function: Callable) -> str:

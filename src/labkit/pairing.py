@@ -9,15 +9,10 @@ import numpy as np
 import pandas as pd
 
 from labkit.errors import LabkitError
-from labkit.records import BRIER, DENSE, EXACT_MATCH, NLL_NATS, TOKEN_ACCURACY, ItemRow, columns
+from labkit.records import DENSE, ItemRow, columns
+from labkit.scores import BEST, PRIMARY
 
-PRIMARY = (EXACT_MATCH, TOKEN_ACCURACY, NLL_NATS)
-"""An ability is judged on the first of these that it has."""
-
-BEST = {EXACT_MATCH: 1.0, TOKEN_ACCURACY: 1.0, NLL_NATS: 0.0, BRIER: 0.0}
-"""The perfect score in each metric."""
-
-UNIT = {EXACT_MATCH: 1.0, TOKEN_ACCURACY: 1.0, NLL_NATS: 0.0, BRIER: 0.0}
+UNIT = BEST  # accuracies go from 0 to 1; what is best at 0 has no end that sums would be bounded by
 """How much one item's score changes at most, where it has an end: `unit` of `labkit.statistics.mean_interval`."""
 
 UNCOMPRESSED = (DENSE, 0.0)

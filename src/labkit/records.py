@@ -10,6 +10,9 @@ DENSE = "dense"
 EXACT_MATCH, TOKEN_ACCURACY, NLL_NATS, BRIER = METRICS = ("exact_match", "token_accuracy", "nll_nats", "brier")
 """Every metric, by the name it has in rows. For the first two more is better, for the last two less is."""
 
+CHOICE_ACCURACY = "choice_accuracy"
+"""Of models asked in words: whether the right one of the choices is the likeliest, 0 or 1 an item."""
+
 IGNORE = -100
 """Label of a place where nothing is asked (the value PyTorch's cross-entropy skips)."""
 

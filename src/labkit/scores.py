@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 from labkit.errors import LabkitError
-from labkit.records import BRIER, EXACT_MATCH, NLL_NATS, TOKEN_ACCURACY
+from labkit.records import BRIER, CHOICE_ACCURACY, EXACT_MATCH, NLL_NATS, TOKEN_ACCURACY
 
-BEST = {EXACT_MATCH: 1.0, TOKEN_ACCURACY: 1.0, NLL_NATS: 0.0, BRIER: 0.0}
+BEST = {EXACT_MATCH: 1.0, TOKEN_ACCURACY: 1.0, CHOICE_ACCURACY: 1.0, NLL_NATS: 0.0, BRIER: 0.0}
 """The score of a perfect model, by metric."""
 
-PRIMARY = (EXACT_MATCH, TOKEN_ACCURACY, NLL_NATS)
+PRIMARY = (EXACT_MATCH, TOKEN_ACCURACY, CHOICE_ACCURACY, NLL_NATS)
 """An ability is judged on the first of these that it has."""
 
 MODEL = ["rung", "seed", "compression", "sparsity"]

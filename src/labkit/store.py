@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import subprocess
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labkit.errors import Failure, LabkitError
+from labkit.places import TEMPORARY, Remote, place, replace, write_once
 from labkit.records import ItemRow, columns
 
 if TYPE_CHECKING:
@@ -38,12 +38,9 @@ _READ = pa.schema([f.with_type(pa.dictionary(pa.int32(), f.type)) if f.name in _
 _ENCODINGS = {"item": "DELTA_BINARY_PACKED", "value": "BYTE_STREAM_SPLIT"}
 _COMPACT = {"compression": "zstd", "compression_level": 9, "use_dictionary": _STRINGS, "column_encoding": _ENCODINGS}
 _MARKER = "store.json"
-_TEMPORARY = ".part-"
-_STALE_S = 3600.0  # a part is written in seconds: older temporaries belong to a process that was killed
 _METADATA = b"labkit.provenance"
 _PROVENANCE = ("run", "commit", "dirty", "versions", "device", "config", "artifacts", "wall_s")
 _PACKAGES = ("labkit", "torch", "transformers", "safetensors", "numpy", "scipy", "pandas", "pyarrow", "duckdb")
-_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP)
 _REMEDIES = {
     errno.ENOSPC: "Free some space or choose another folder, then run again: what was there is unchanged.",
     errno.EDQUOT: "Free some of your quota or choose another folder, then run again: what was there is unchanged.",
@@ -114,15 +111,15 @@ def _cpu() -> str:
 
 
 class Store:
-    """A folder of rows.
+    """A folder of rows, on this machine or at a URL of fsspec, e.g. ``s3://bucket/runs``.
 
     ``store.json`` marks it, ``rows/<run>.parquet`` holds the rows of one run with their provenance in its footer, and
-    ``locks/`` tells the processes that share it apart. A part is there or not: it is never half-written, and never
-    written over.
+    ``locks/`` tells the processes that share it apart (at a URL nothing does: there a run may be measured twice, and is
+    kept once). A part is there or not: it is never half-written, and never written over.
 
     Parameters
     ----------
-    path : the folder.
+    path : the folder, or its URL.
     create : make it if it is absent or empty; a store that is there already is opened.
 
     Raises
@@ -131,19 +128,20 @@ class Store:
         The folder is not a store, or cannot be written.
     """
 
-    def __init__(self, path: str | Path, create: bool = False) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path | Remote, create: bool = False) -> None:
+        self.path = place(path)
         if (self.path / _MARKER).is_file():
             return
         if not create:
             remedy = "Name the folder of an earlier run, or make one: labkit run quick --out FOLDER."
             raise LabkitError(f"a store is a folder with {_MARKER}", str(path), remedy)
         with _disk(self.path):
-            others = self.path.exists() and any(not name.startswith(_TEMPORARY) for name in os.listdir(self.path))
+            there = list(self.path.iterdir()) if self.path.exists() else []
+            others = any(not entry.name.startswith(TEMPORARY) for entry in there)
             if others and not (self.path / _MARKER).is_file():  # looked at again: another process may just have made it
                 raise LabkitError("a new store needs an empty folder", str(path), "Name one that is empty or absent.")
             self.path.mkdir(parents=True, exist_ok=True)
-            _write(json.dumps({"format": "labkit store", "version": 1}).encode(), self.path / _MARKER)
+            write_once(json.dumps({"format": "labkit store", "version": 1}).encode(), self.path / _MARKER)
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, {len(self.runs())} runs)"
@@ -186,17 +184,39 @@ class Store:
         buffer = pa.BufferOutputStream()
         table = table.replace_schema_metadata({_METADATA: footer})
         pq.write_table(table, buffer, write_page_checksum=True, **_COMPACT)
-        part = self._part(run)
-        with _disk(part):
-            part.parent.mkdir(exist_ok=True)
-            return _write(buffer.getvalue(), part)
+        return self._keep(run, buffer.getvalue())
+
+    def export(self, run: str) -> bytes:
+        """The part of a run, for the `adopt` of another store."""
+        return self._part(run).read_bytes()
+
+    def adopt(self, run: str, part: bytes) -> bool:
+        """Keep the part of a run as another store has written it; False if the run is here already.
+
+        Raises LabkitError for a part that is damaged or of another run.
+        """
+        if (others := set(_read(pa.BufferReader(part), run)["run"].unique().to_pylist()) - {run}):
+            raise LabkitError(f"rows of run {run} carry its name", min(others), "Adopt it by its own name.")
+        return self._keep(run, part)
+
+    def put(self, name: str, text: str) -> None:
+        """Keep a text beside the rows, in the place of an earlier one of that name; it is there whole or not at all."""
+        with _disk(self.path / name):
+            replace(text, self.path / name)
+
+    def scratch(self, run: str) -> Path:
+        """A folder of this machine for what a run needs to go on after a kill; nobody makes it here."""
+        return (self.path if isinstance(self.path, Path) else Path.home() / ".cache" / "labkit") / "training" / run
 
     @contextlib.contextmanager
     def claim(self, run: str) -> Iterator[bool]:
         """Whether this process may do the run: True for one process at a time, never waiting.
 
-        The operating system drops the lock when the process ends, however it ends.
+        The operating system drops the lock when the process ends, however it ends. At a URL there are no locks: True.
         """
+        if isinstance(self.path, Remote):
+            yield True
+            return
         lock = filelock.FileLock(self.path / "locks" / f"{self._part(run).stem}.lock", timeout=0)
         with _disk(lock.lock_file):
             Path(lock.lock_file).parent.mkdir(exist_ok=True)
@@ -223,7 +243,7 @@ class Store:
         """The answer of DuckDB to a query over the view ``rows``."""
         import duckdb  # a machine that only measures and writes need not have it
 
-        parts = [_read(part) for part in self._parts()] or [SCHEMA.empty_table()]
+        parts = [_read(_source(part), part) for part in self._parts()] or [SCHEMA.empty_table()]
         with duckdb.connect() as connection:
             connection.execute("SET enable_progress_bar = false")  # in a notebook it would stay in the output
             connection.register("rows", pa.concat_tables(parts))
@@ -240,29 +260,39 @@ class Store:
         others = dict.fromkeys(key for record in records for key in record if key not in _PROVENANCE)
         return pd.DataFrame(records, columns=[*_PROVENANCE, *others])
 
-    def _parts(self) -> list[Path]:
+    def _parts(self) -> list[Path] | list[Remote]:
         return sorted((self.path / "rows").glob("*.parquet"))
 
-    def _part(self, run: str) -> Path:
+    def _keep(self, run: str, part: bytes | pa.Buffer) -> bool:
+        final = self._part(run)
+        with _disk(final):
+            final.parent.mkdir(exist_ok=True)
+            return write_once(part, final)
+
+    def _part(self, run: str) -> Path | Remote:
         if not re.fullmatch(r"[\w-]+", run):
             raise LabkitError("a run is named by letters, digits, - and _", run, "Name it with run_id(config).")
         return self.path / "rows" / f"{run}.parquet"
 
 
-def _read(part: Path) -> pa.Table:
-    with _whole(part), pq.ParquetFile(part, read_dictionary=_STRINGS, page_checksum_verification=True) as file:
+def _source(part: Path | Remote) -> Path | pa.BufferReader:
+    return pa.BufferReader(part.read_bytes()) if isinstance(part, Remote) else part
+
+
+def _read(source: Path | pa.BufferReader, name: object) -> pa.Table:
+    with _whole(name), pq.ParquetFile(source, read_dictionary=_STRINGS, page_checksum_verification=True) as file:
         if not file.schema_arrow.equals(_READ):
             raise ValueError("its columns are not those of ItemRow")
         return file.read().replace_schema_metadata()
 
 
-def _footer(part: Path) -> dict[str, Any]:
+def _footer(part: Path | Remote) -> dict[str, Any]:
     with _whole(part):
-        return json.loads(pq.read_metadata(part).metadata[_METADATA])
+        return json.loads(pq.read_metadata(_source(part)).metadata[_METADATA])
 
 
 @contextlib.contextmanager
-def _whole(part: Path) -> Iterator[None]:
+def _whole(part: object) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
@@ -278,35 +308,3 @@ def _disk(path: str | Path) -> Iterator[None]:
         remedy = _REMEDIES.get(error.errno, "Choose a folder you may write to.")
         kind = Failure if error.errno in _REMEDIES else LabkitError  # a full disk is nobody's bad input
         raise kind(f"a store needs to write to {path}", error.strerror or str(error), remedy) from error
-
-
-def _write(data: bytes | pa.Buffer, final: Path) -> bool:
-    """Make a file appear whole, in one step; False if one is there already, which stays."""
-    temporary = final.with_name(_TEMPORARY + uuid.uuid4().hex)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        _sweep(final.parent, temporary.stat().st_mtime)
-        try:
-            os.link(temporary, final)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            if final.exists():  # some network drives have no hard links: there, two writers may race, both being whole
-                return False
-            os.replace(temporary, final)
-        return True
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sweep(folder: Path, now: float) -> None:
-    """Remove what killed writers left. `now` is a modification time, by the clock of the same file system."""
-    for temporary in folder.glob(f"{_TEMPORARY}*"):
-        with contextlib.suppress(OSError):
-            if now - temporary.stat().st_mtime > _STALE_S:
-                temporary.unlink()

@@ -8,11 +8,11 @@ import fnmatch
 import functools
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +21,27 @@ from tqdm.auto import tqdm
 from labkit import extension
 from labkit.compression import Compression
 from labkit.errors import LabkitError, unknown
+from labkit.hub import is_id
+from labkit.pairs import Figure, Needs, Pair
 from labkit.records import DENSE
 from labkit.store import Store, provenance, run_id
-from labkit.zoo import load, manifest, sha256
+from labkit.zoo import load, manifest, model_config, tokenizer, weights_id
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedModel
+
+    from labkit.abilities import Ability
 
 STUDIES = Path(__file__).parent / "studies"
 CALIBRATION_SEQUENCES = 128
 RECOVERY_SEED = 2_000_000  # far from the streams of training (the model's seed) and of calibration (1,000,000 and up)
 MEASURING = ("abilities", "metrics", "evaluation")  # the modules that decide the rows of a dense model
+LOADING = ("dtype", "device_map")
 WAIT_S = 0.5  # between looks at runs that another process has taken
+
+Job = tuple[str, Compression | None]
+"""(model, compression) of one run; None is the dense model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +51,22 @@ class Study:
     Attributes
     ----------
     name, question: for the reader of the report.
-    models: shipped names, with wildcards, or local folders; all are measured dense.
+    models: shipped names, with wildcards, local folders or hub ids ("owner/model@revision"); all are measured dense.
     compress: those of them that are also compressed.
     compressions: the ways it is done.
-    abilities: names; none means the whole suite.
-    items: per ability, ≥ 1. seed: of the items, of random masks and of the calibration rows.
+    abilities: names; none means the whole suite, or none if something is asked in text.
+    prompts, benchmarks: abilities asked in words (`labkit.prompts`), tasks or presets of lm_eval (`labkit.harness`).
+    items: per ability or task, ≥ 1. seed: of the items, of random masks and of the calibration rows.
     metrics: asked of every item in addition to its ability's own.
     extensions: Python files that add abilities, criteria, divergences or metrics (`labkit.extension`).
+    loading: ``dtype`` and ``device_map`` of `labkit.load`.
+    pairs: models that others made smaller, measured as compressions of their dense model.
+    needs, published: for the reader: what it takes, and what others report (`labkit.pairs`).
     """
 
     name: str
     question: str
-    models: tuple[str, ...]
+    models: tuple[str, ...] = ()
     compress: tuple[str, ...] = ()
     compressions: tuple[Compression, ...] = ()
     abilities: tuple[str, ...] = ()
@@ -61,14 +74,25 @@ class Study:
     seed: int = 0
     metrics: tuple[str, ...] = ()
     extensions: tuple[str, ...] = ()
+    loading: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    needs: Needs | None = None
+    published: tuple[Figure, ...] = ()
 
     def __post_init__(self) -> None:
         from labkit.abilities import abilities
 
         extension.read(self.extensions)
-        abilities(*self.abilities)
+        abilities(*self.abilities, *self.prompts)
         if not isinstance(self.items, int) or self.items < 1:
             raise LabkitError("a study asks at least one item per ability", self.items, "Give items = 1 or more.")
+        if not (self.models or self.compress or self.pairs):
+            raise LabkitError("a study names models", self.name, 'Write e.g. models = ["ladder/64x2/*"].')
+        for key in self.loading:
+            if key not in LOADING:
+                raise unknown("key of loading", key, LOADING)
 
     @classmethod
     def load(cls, name: str | Path) -> Study:
@@ -84,35 +108,47 @@ class Study:
             written = tomllib.loads(path.read_text())
         except ValueError as error:
             raise LabkitError("a study is a TOML file", f"{path}: {error}", "Mend it at the place named.") from None
+        _check_types(written, path)
         # Before anything is looked up by name. A path is one from the folder of the study.
         written["extensions"] = [str(path.parent / each) for each in written.get("extensions", [])]
         extension.read(written["extensions"])
-        compressions = tuple(one for each in written.pop("compression", []) for one in Compression.expand(each))
+        tables = enumerate(written.pop("compression", []), start=1)
+        compressions = tuple(one for number, each in tables for one in _expand(each, f"{path}, compression {number}"))
+        for key, kind in (("pair", Pair), ("published", Figure)):
+            written["pairs" if key == "pair" else key] = [_build(kind, each) for each in written.pop(key, [])]
+        if "needs" in written:
+            written["needs"] = _build(Needs, written["needs"])
         lists = {key: tuple(value) if isinstance(value, list) else value for key, value in written.items()}
         return _build(cls, {"name": path.stem, **lists, "compressions": compressions})
 
-    def jobs(self) -> list[tuple[str, Compression | None]]:
+    def jobs(self) -> list[Job]:
         """(model, compression) of every run, all of a model's runs together; None is the dense model."""
         compressed = set(_matching(self.compress)) if self.compressions else set()
         return [
             (model, compression)
-            for model in _matching([*self.models, *self.compress])
+            for model in _matching([*self.models, *self.compress, *(m for p in self.pairs for m in (p.dense, p.small))])
             for compression in (None, *(self.compressions if model in compressed else ()))
         ]
 
+    def runs(self, jobs: Sequence[Job] | None = None) -> dict[str, tuple[dict[str, Any], Job]]:
+        """Run -> (all that decides its rows, job), in the order of the jobs, by default all of them."""
+        return {run_id(config): (config, job) for job in jobs or self.jobs() for config in [self._config(*job)]}
+
+    def open(self, out: Path | str) -> tuple[Store, dict[str, tuple[dict[str, Any], Job]]]:
+        """The store at ``out``, made if it is not there, and the `runs` that belong in it."""
+        self._check_models()  # what cannot be measured is said before anything is
+        runs, store = self.runs(), Store(out, create=True)
+        if not (store.path / "study.json").exists():
+            store.put("study.json", json.dumps({"name": self.name, "question": self.question}) + "\n")
+        return store, runs
+
     def run(self, out: Path | str, progress: bool = True) -> Store:
-        """Measure what is not yet in the store at `out`, and return the store.
+        """Measure what is not yet in the store at `out`, a folder or a URL of fsspec, and return the store.
 
         Processes that run the same study on the same folder share the work; the last one waits for the others' runs.
         Killed at any moment, all finished runs are kept, and running it again does the rest.
         """
-        jobs = {run_id(config): (config, job) for job in self.jobs() for config in [self._config(*job)]}
-        store = Store(out, create=True)
-        about = store.path / "study.json"
-        if not about.exists():
-            partial = about.with_name(f".study-{os.getpid()}")  # a report may be read at any moment: whole or not there
-            partial.write_text(json.dumps({"name": self.name, "question": self.question}) + "\n")
-            partial.replace(about)
+        store, jobs = self.open(out)
         loaded: dict[str, PreTrainedModel] = {}  # the last model alone: runs of a model stand together
         with tqdm(total=len(jobs), desc=f"study {self.name}", unit="run", disable=not progress) as bar:
             left = dict(jobs)
@@ -122,7 +158,7 @@ class Study:
                     with store.claim(run) as mine:
                         if mine and not store.has(run):
                             bar.set_postfix_str(f"{job[0]} {job[1].name if job[1] else DENSE}")
-                            self._measure(store, run, config, job, loaded)
+                            self.measure(store, run, config, job, loaded)
                     if store.has(run):
                         del left[run]
                         bar.update()
@@ -130,63 +166,117 @@ class Study:
                     time.sleep(WAIT_S)
         return store
 
+    def _check_models(self) -> None:
+        """Raise LabkitError for a model that is not there, is no causal decoder, or has another vocabulary than is asked."""
+        from labkit.abilities import abilities, vocabulary
+
+        own = {ability.name for ability in abilities()} & {ability.name for ability in self.suite()}
+        compressed = {model for model, compression in self.jobs() if compression is not None}
+        for model in dict.fromkeys(model for model, _ in self.jobs()):
+            asked = model_config(model)
+            size = (asked.get("text_config") or asked).get("vocab_size", vocabulary.SIZE)
+            if size != vocabulary.SIZE and (own or model in compressed):
+                rule = f"abilities, calibration and training of a study are in labkit's vocabulary of {vocabulary.SIZE} tokens"
+                remedy = "Ask it in text (prompts or benchmarks); compress it in a notebook, and name the folder in a pair."
+                raise LabkitError(rule, f"{model}, which has {size}", remedy)
+            if self.prompts or self.benchmarks:
+                tokenizer(model)
+
+    def suite(self) -> tuple[Ability, ...]:
+        """Labkit's abilities and added ones that are asked in tokens."""
+        from labkit.abilities import abilities
+
+        return () if (self.prompts or self.benchmarks) and not self.abilities else abilities(*self.abilities)
+
     def _config(self, model: str, compression: Compression | None) -> dict[str, Any]:
         """All that decides the rows of a run; its hash is the run's address."""
         from labkit.abilities import abilities
 
         return {
             "model": model,
-            "weights": _weights(model),
+            "weights": weights_id(model),
             "compression": None if compression is None else {verb: dict(asked) for verb, asked in compression.steps},
             "calibration": None if compression is None else [CALIBRATION_SEQUENCES, self.seed],
-            "abilities": [repr(ability) for ability in abilities(*self.abilities)],
+            "abilities": [repr(ability) for ability in self.suite()],
             "metrics": list(self.metrics),
             "extensions": extension.read(self.extensions),
+            **self._in_text(abilities(*self.prompts)),
             "items": self.items,
             "seed": self.seed,
             "code": code_hash(*MEASURING, *(compression.modules if compression is not None else ())),
         }
 
-    def _measure(
-        self, store: Store, run: str, config: dict[str, Any], job: tuple, loaded: dict[str, PreTrainedModel]
+    def _in_text(self, asked: tuple[Ability, ...]) -> dict[str, Any]:
+        """What was asked in text, and how models were loaded; absent where nothing is said of it."""
+        said = {
+            "loading": dict(self.loading),
+            "prompts": self.prompts and [repr(ability) for ability in asked] + [code_hash("prompts", "reader")],
+            "benchmarks": self.benchmarks and [*self.benchmarks, code_hash("harness", "reader")],
+        }
+        return {key: value for key, value in said.items() if value}
+
+    def _answers(self, model: PreTrainedModel, name: str) -> pd.DataFrame:
+        """Rows of all that is asked of a model. Each template of a prompt is an ability of its own."""
+        import pandas as pd
+
+        from labkit.abilities import abilities
+        from labkit.evaluation import evaluate
+
+        frames = []
+        if suite := self.suite():
+            frames.append(evaluate(model, suite, self.items, self.seed, progress=False, metrics=self.metrics))
+        if self.prompts:
+            from labkit.prompts import ask
+
+            rows = ask(model, tokenizer(name), abilities(*self.prompts), self.items, self.seed, progress=False)
+            frames.append(rows.assign(ability=rows["ability"] + ", " + rows["template"]).drop(columns="template"))
+        if self.benchmarks:
+            from labkit.harness import benchmark
+
+            frames.append(benchmark(model, self.benchmarks, tokenizer(name), limit=self.items, seed=self.seed))
+        return pd.concat(frames, ignore_index=True)
+
+    def measure(
+        self, store: Store, run: str, config: dict[str, Any], job: Job, loaded: dict[str, PreTrainedModel]
     ) -> None:
+        """Write the rows of one run. ``loaded`` keeps the last model by name, for the next run."""
         import torch
 
-        from labkit.abilities import abilities, corpus
-        from labkit.evaluation import evaluate
+        from labkit.abilities import corpus
         from labkit.flops import non_embedding_params
         from labkit.lineage import lineage
 
         name, compression = job
-        rung, seed = _origin(name)
+        pair = next((pair for pair in self.pairs if pair.small == name), None)
+        rung, seed = _origin(pair.dense if pair else name)
         begun = time.monotonic()
         if name not in loaded:
             loaded.clear()
-            loaded[name] = load(name).to("cuda" if torch.cuda.is_available() else "cpu")
+            loaded[name] = load(name, **self.loading)
+            if "device_map" not in self.loading:
+                loaded[name].to("cuda" if torch.cuda.is_available() else "cpu")
         model = loaded[name]
         made: tuple = ()
         if compression is not None:
             calibration = torch.from_numpy(corpus(self.seed).calibration(CALIBRATION_SEQUENCES)).to(model.device)
             # Recovery sees rows of a stream of its own, and random masks differ between the seeds of a rung.
-            partial = store.path / "training" / run
+            partial = store.scratch(run)
             model = compression.apply(model, calibration, corpus(RECOVERY_SEED + seed), self.seed + seed, partial)
             made = lineage(model)
-        suite = abilities(*self.abilities)
-        rows = evaluate(model, suite, self.items, self.seed, progress=False, metrics=self.metrics)
-        rows = rows.assign(
+        rows = self._answers(model, name).assign(
             run=run,
             model=name,
             rung=rung,
             params=non_embedding_params(model),
             seed=seed,
-            compression=DENSE if compression is None else compression.name,
+            compression=compression.name if compression else pair.how if pair else DENSE,
             sparsity=0.0 if compression is None else compression.nominal_sparsity,
         )
         device = torch.cuda.get_device_name() if model.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
         wall_s = round(time.monotonic() - begun, 3)
         source = provenance(config, {f"{name}/model.safetensors": config["weights"]}, wall_s, device)
         store.write(run, rows, {**source, "lineage": made})
-        shutil.rmtree(store.path / "training" / run, ignore_errors=True)
+        shutil.rmtree(store.scratch(run), ignore_errors=True)
 
 
 def studies() -> tuple[str, ...]:
@@ -213,36 +303,58 @@ def code_hash(*names: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def _check_types(written: Mapping[str, Any], path: Path) -> None:
+    """Refuse a text where there is to be a list, and so on, naming the file and the key."""
+    forms = {field.name: str(field.type) for field in dataclasses.fields(Study)}
+    for key, value in written.items():
+        listed = isinstance(value, list)
+        fits, form = {
+            "str": (isinstance(value, str), 'a text, e.g. "…"'),
+            "int": (isinstance(value, int) and not isinstance(value, bool), "a whole number"),
+            "tuple[str, ...]": (listed and all(isinstance(each, str) for each in value), 'a list of texts, e.g. ["…"]'),
+        }.get(forms.get(key, ""), (True, ""))
+        if key in ("compression", "pair", "published"):
+            fits, form = listed and all(isinstance(each, dict) for each in value), f"a list of tables, [[{key}]]"
+        if not fits:
+            raise LabkitError(f"{key} of a study is {form}", value, f"Mend {key} in {path}.")
+
+
+def _expand(table: Mapping[str, Any], where: str) -> list[Compression]:
+    """The compressions of one table; what is wrong with it is told with its place."""
+    try:
+        return list(Compression.expand(table))
+    except LabkitError as error:
+        raise LabkitError(error.rule, error.received, f"{error.remedy} Where: {where}.") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        rule = "arguments of a compression have the types that labkit's verb of that name takes"
+        raise LabkitError(rule, table, f"{error}. Where: {where}.") from None
+
+
 def _build(kind: type, values: dict[str, Any]) -> Any:
     """A dataclass from what a file says; refuses a key that is not one of its fields, and misses none that is needed."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
             raise unknown(f"key of a {kind.__name__.lower()}", key, fields)
-    needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+    needed = [name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and name not in values]
     if needed:
         raise LabkitError(f"a {kind.__name__.lower()} names {', '.join(needed)}", sorted(values), "Add what is missing.")
     return kind(**values)
 
 
 def _matching(patterns: list[str] | tuple[str, ...]) -> list[str]:
-    """Names of shipped models that fit a pattern, and local folders, each once, in the order of the patterns."""
+    """Names of shipped models that fit a pattern, local folders and hub ids, each once, in the order of the patterns."""
     records = manifest()["models"]
     known = sorted(records, key=lambda name: (records[name]["params"], name))
     found: dict[str, None] = {}
     for pattern in patterns:
         fitting = [pattern] if Path(pattern).is_dir() else fnmatch.filter(known, pattern)
+        if not fitting and is_id(pattern):
+            fitting = [pattern]
         if not fitting:
-            raise unknown("model name, pattern or local folder", pattern, known)
+            raise unknown("model name, pattern, local folder or hub id", pattern, known)
         found.update(dict.fromkeys(fitting))
     return list(found)
-
-
-def _weights(name: str) -> str:
-    """Checksum of a model's weights; of all parts together where there are several."""
-    if Path(name).is_dir():
-        return "+".join(sha256(part) for part in sorted(Path(name).glob("*.safetensors")))
-    return manifest()["files"][f"{name}/model.safetensors"]
 
 
 def _origin(name: str) -> tuple[str, int]:

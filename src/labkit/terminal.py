@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -104,3 +105,37 @@ def comparison_table(frame: pd.DataFrame, a: str, b: str) -> Table:
             "yes" if row.beyond_noise else "no", style="bold" if row.beyond_noise else "",
         )  # fmt: skip
     return made
+
+
+def plan_table(lines: Sequence[Any], span: tuple[float, float]) -> Table:
+    """What `labkit.planning.foretell` says: a row for each kind of run, and what is left below; the time within ``span``, as multiples."""
+    left = [(line, line.runs - line.here) for line in lines]
+    seconds = sum(line.seconds * count for line, count in left)
+    low, high = (_duration(seconds * factor) for factor in span)
+    most = max((line for line, count in left), key=lambda line: line.memory_bytes)
+    parts = [most.weight_bytes, most.activation_bytes, most.training_bytes]
+    made = table(
+        "model", "compression", ">runs", ">done", ">asked\ntokens", ">trained\ntokens", ">FLOPs", ">time", ">memory\nMiB",
+        caption=Text(
+            f"All but runs and done: of one run, nominal. Left: {sum(count for _, count in left)} of "
+            f"{sum(line.runs for line in lines)} runs, {sum(line.flops * count for line, count in left):.2g} FLOPs, about "
+            f"{_duration(seconds)} ({low} to {high}) one after the other on this machine, by the rate of a short "
+            "forward pass measured now.\nMost memory: "
+            f"{' + '.join(f'{part / 2**20:,.1f}' for part in parts)} MiB (weights + activations + 16 B for each "
+            "parameter that trains), beside Python and PyTorch themselves."
+        ),
+    )  # fmt: skip
+    for line in lines:
+        made.add_row(
+            Text(line.model), Text(line.compression), f"{line.runs}", f"{line.here}", f"{line.asked_tokens:,}",
+            f"{line.trained_tokens:,}" if line.trained_tokens else "", f"{line.flops:.1e}",
+            _duration(line.seconds), f"{line.memory_bytes / 2**20:,.1f}",
+        )  # fmt: skip
+    return made
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

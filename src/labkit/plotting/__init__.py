@@ -1,6 +1,7 @@
 """Figures of rows and verdicts, and a sentence for each that says what it shows to those who cannot see it."""
 
 from labkit.plotting.doses import sweep, sweep_alt, swept
+from labkit.plotting.inside import heads, heads_alt, parts, parts_alt, patterns, patterns_alt
 from labkit.plotting.power import power, power_alt
 from labkit.plotting.scale import effective_scale, effective_scale_alt
 from labkit.plotting.shapes import jumps, jumps_alt
@@ -14,8 +15,14 @@ __all__ = [
     "effective_scale_alt",
     "emergence",
     "emergence_alt",
+    "heads",
+    "heads_alt",
     "jumps",
     "jumps_alt",
+    "parts",
+    "parts_alt",
+    "patterns",
+    "patterns_alt",
     "power",
     "power_alt",
     "retention",

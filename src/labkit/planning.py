@@ -1,0 +1,187 @@
+"""What a study would take, foretold from configs alone: runs, tokens, FLOPs, time and memory. No weights are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.compression import SIZES, Compression
+from labkit.errors import LabkitError
+from labkit.flops import TRAINING_PASSES, forward_flops_per_token
+from labkit.records import DENSE
+from labkit.store import Store
+from labkit.study import CALIBRATION_SEQUENCES, Study
+from labkit.zoo import model_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RANGE = (0.5, 2.5)
+"""What the time may be, as multiples of the expected: shipped runs lay between."""
+
+TRAINING_BATCH = 64  # rows a step, as in recovery and distillation
+PROBE_PARAMETERS = 50_000_000  # a model up to this size is timed whole, with drawn weights; of a larger one a matrix product
+TRAINING_BYTES = 16  # a trained parameter: float32 weight, gradient and two moments of Adam
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One kind of run: a size of model under one compression.
+
+    Attributes
+    ----------
+    model: of the first of its runs. compression: "dense" or its name. runs, here: how many, and how many are done.
+    asked_tokens, trained_tokens: of one run, in evaluation and in training. flops: of one run, nominal (`labkit.flops`).
+    seconds: of one run on this device, expected. parameters: stored, embeddings included.
+    weight_bytes, activation_bytes, training_bytes: of memory (see `foretell`).
+    """
+
+    model: str
+    compression: str
+    runs: int
+    here: int
+    asked_tokens: int
+    trained_tokens: int
+    flops: float
+    seconds: float
+    parameters: int
+    weight_bytes: int
+    activation_bytes: int
+    training_bytes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.weight_bytes + self.activation_bytes + self.training_bytes
+
+
+def foretell(study: Study, out: Path | str | None = None) -> list[Line]:
+    """The kinds of run of a study, in its order; ``out`` says which of its runs are done.
+
+    FLOPs: evaluation one forward pass, training three, distillation the teacher's forward too, calibration one forward.
+    Time: FLOPs by the rate of a short forward pass of the same shape with drawn weights, measured on this device; above
+    `PROBE_PARAMETERS` by that of a matrix product of its width.
+    Memory: weights as stored, of the model and, where another is made, of the copy; activations of one batch: four
+    widths and three feed-forward layers a token, and its logits; 16 bytes a parameter where it trains.
+    Items of prompts and benchmarks are not foretold: their number is known once their data is read.
+    """
+    store = Store(out) if out is not None and _is_store(out) else None
+    asked = sum(int(ability.sample(study.items, study.seed).lengths.sum()) for ability in study.suite())
+    shapes: dict[str, PreTrainedModel] = {}
+    rates: dict[str, float] = {}
+    found: dict[tuple[str, str], Line] = {}
+    for name, (config, (model, compression)) in study.runs().items():
+        dense = shapes.setdefault(model, _shape(model_config(model)))
+        key = (repr(sorted(dense.config.to_dict().items(), key=str)), compression.name + str(compression) if compression else DENSE)
+        done = int(store is not None and store.has(name))
+        if key in found:
+            line = found[key]
+            found[key] = dataclasses.replace(line, runs=line.runs + 1, here=line.here + done)
+            continue
+        if key[0] not in rates:
+            rates[key[0]] = _rate(dense)
+        line = _line(model, compression, dense, asked, rates[key[0]])
+        found[key] = dataclasses.replace(line, runs=1, here=done)
+    return list(found.values())
+
+
+def _line(name: str, compression: Compression | None, dense: PreTrainedModel, asked: int, rate: float) -> Line:
+    from labkit.abilities import corpus
+    from labkit.evaluation import CPU_BATCH_TOKENS
+
+    small = _compressed(dense, compression)
+    length, steps = corpus().length, dict(compression.steps) if compression else {}
+    trained, flops = 0, float(asked * forward_flops_per_token(small, length))
+    if compression is not None:
+        flops += CALIBRATION_SEQUENCES * length * forward_flops_per_token(dense, length)
+    for verb in ("train", "distill", "recover"):
+        if verb in steps:
+            options = dict(steps[verb])
+            tokens = int(options.get("tokens", 2_000_000))
+            trained += tokens
+            flops += TRAINING_PASSES * tokens * forward_flops_per_token(small, length)
+            if verb == "distill" or options.get("method") == "distil":
+                flops += tokens * forward_flops_per_token(dense, length)
+    parameters = sum(p.numel() for p in small.parameters())
+    stored = sum(p.numel() * p.element_size() for p in dense.parameters())
+    copy = sum(p.numel() * p.element_size() for p in small.parameters()) if compression else 0
+    text = small.config.get_text_config()
+    neurons = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    layers = text.num_hidden_layers if trained else 1  # a training keeps what every layer has made
+    token_batch = TRAINING_BATCH * length if trained else CPU_BATCH_TOKENS
+    activations = token_batch * 4 * (layers * (4 * text.hidden_size + 3 * neurons) + text.vocab_size)
+    moments = TRAINING_BYTES * parameters if trained else 0
+    label = compression.name if compression else DENSE
+    return Line(name, label, 0, 0, asked, trained, flops, flops / rate, parameters, stored + copy, activations, moments)
+
+
+def _shape(config: dict[str, Any]) -> PreTrainedModel:
+    """A model without weights, on the meta device."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=getattr(torch, str(dtype)))
+
+
+def _compressed(dense: PreTrainedModel, compression: Compression | None) -> PreTrainedModel:
+    """The shape that a compression leaves."""
+    config, written = dense.config.get_text_config(), dense.config.to_dict()
+    if compression is None:
+        return dense
+    steps = {verb: dict(asked) for verb, asked in compression.steps}
+    student = {**steps.get("train", {}), **steps.get("distill", {})}.get("student")
+    if student is not None:
+        from labkit.ladder import Rung
+
+        return _shape(Rung.parse(student).config().to_dict())
+    if "drop_layers" in steps:
+        asked = steps["drop_layers"]
+        written["num_hidden_layers"] = asked.get("keep", config.num_hidden_layers - asked.get("drop", 0))
+    for what, attribute in SIZES.items():
+        if (value := steps.get("shrink", {}).get(what)) is not None:
+            have = getattr(config, attribute)
+            written[attribute] = round(value * have) if isinstance(value, float) else value
+            if what == "heads":
+                written["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // have
+                written["num_key_value_heads"] = min(config.num_key_value_heads, written[attribute])
+    if written.get("layer_types"):
+        written["layer_types"] = written["layer_types"][: written["num_hidden_layers"]]
+    return _shape(written) if {"drop_layers", "shrink"} & set(steps) else dense
+
+
+def _rate(shape: PreTrainedModel) -> float:
+    """FLOP/s of a short forward pass of this shape on the device that the study would run on."""
+    import torch
+
+    from labkit.abilities import corpus
+    from labkit.evaluation import CPU_BATCH_TOKENS
+
+    device, length = "cuda" if torch.cuda.is_available() else "cpu", corpus().length
+    rows, text = CPU_BATCH_TOKENS // length, shape.config.get_text_config()
+    if sum(p.numel() for p in shape.parameters()) <= PROBE_PARAMETERS:
+        model = type(shape)(shape.config).to(device).eval()
+        tokens = torch.zeros(rows, length, dtype=torch.long, device=device)
+        work, flops = lambda: model(tokens, use_cache=False), rows * length * forward_flops_per_token(shape, length)
+    else:
+        left, right = (torch.ones(n, text.hidden_size, dtype=shape.dtype, device=device) for n in (256, text.hidden_size))
+        work, flops = lambda: left @ right, 2 * 256 * text.hidden_size**2
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(4):
+            begun = time.perf_counter()
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begun)
+    return flops / sorted(seconds)[1]
+
+
+def _is_store(out: Path | str) -> bool:
+    try:
+        Store(out)
+    except LabkitError:
+        return False
+    return True

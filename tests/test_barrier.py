@@ -1,0 +1,92 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from labkit.barrier import BarrierRow, barrier
+from labkit.errors import LabkitError
+from labkit.records import EXACT_MATCH, columns
+from labkit.statistics import jeffreys_interval
+from labkit.verdict import judge
+
+DOSES = {"1M": 960_000, "3M": 2_880_000, "6M": 5_760_000}  # as named, as counted
+
+
+def study(**ways):
+    """`ways`: way with _ for a space -> retention of every seed (or of each), dose by dose; teachers are always right."""
+    generator, parts = np.random.default_rng(0), []
+    wanted = {"dense": 1.0}
+    for way, retention in ways.items():
+        wanted |= {f"64x2 {way.replace('_', ' ')} {dose}": r for dose, r in zip(DOSES, retention, strict=False)}
+    toss = generator.random((5, 200))
+    for name, retention in wanted.items():
+        right = toss < np.reshape(np.broadcast_to(retention, 5), (-1, 1))
+        seed, item = np.divmod(np.arange(right.size), 200)
+        parts.append(pd.DataFrame({"seed": seed, "item": item, "value": right.ravel() * 1.0, "compression": name}))
+    rows = pd.concat(parts, ignore_index=True)
+    rows = rows.assign(run=rows["compression"], model="m", rung="96x3", params=100, sparsity=0.0, chance=0.0)
+    return rows.assign(ability="recall", metric=EXACT_MATCH)
+
+
+def spent(rows):
+    """A FLOP per token without a teacher, two with one."""
+    runs = rows["run"].unique()
+    tokens = [DOSES.get(run.split()[-1], 0) for run in runs]
+    flops = [t * (2 if "distil" in run else 1) for t, run in zip(tokens, runs, strict=True)]
+    return pd.DataFrame({"run": runs, "lineage": [[{"tokens": t, "flops": f}] for t, f in zip(tokens, flops, strict=True)]})
+
+
+def of(rows, **options):
+    frame = barrier(rows, spent(rows), **options)
+    assert list(frame.columns) == list(columns(BarrierRow))
+    return frame.set_index("way")
+
+
+def test_the_smallest_dose_that_is_enough_and_what_it_costs():
+    frame = of(study(distil_sequence=(0.5, 0.95, 1.0), scratch=(0.1, 0.5, 0.97)), row_answers=25.0)
+    text, alone = frame.loc["sequence"], frame.loc["scratch"]
+    assert (text["enough"], text["told"], text["seen"], text["tokens"]) == (3e6, "3M", "text", 3_000_000)
+    assert (text["rows_asked"], text["answers_seen"], text["flops"]) == (60_000, 1_500_000, 5_760_000)
+    assert (alone["enough"], alone["rows_asked"], alone["answers_seen"], alone["flops"]) == (6e6, 0, 0, 5_760_000)
+
+
+def test_where_nothing_is_enough_the_largest_dose_is_described():
+    row = of(study(distil_sequence=(0.5, 0.6, 0.7))).loc["sequence"]
+    assert np.isnan(row["enough"]) and np.isnan(row["sure"])
+    assert (row["told"], row["tokens"], row["reached"]) == ("not within 6M", 6_000_000, 0)
+    assert (row["share_low"], row["share_high"]) == jeffreys_interval(0, 5)
+
+
+def test_enough_on_average_is_not_yet_sure():
+    rows = study(distil_sequence=([0.7, 1, 1, 1, 1], 1.0, 1.0))
+    row = of(rows).loc["sequence"]
+    assert (row["enough"], row["sure"], row["reached"], row["n_seeds"]) == (1e6, 3e6, 4, 5)
+    assert (row["share_low"], row["share_high"]) == jeffreys_interval(4, 5)
+    verdict = judge(rows).set_index("compression").loc["64x2 distil sequence 1M"]
+    assert row[["retention", "low", "high"]].tolist() == verdict[["retention", "low", "high"]].tolist()
+
+
+def test_a_lower_level_is_never_dearer():
+    rows = study(distil_sequence=(0.5, 0.75, 0.95))
+    enough = [of(rows, level=level).loc["sequence", "enough"] for level in (0.3, 0.6, 0.9, 0.99)]
+    assert enough[:3] == [1e6, 3e6, 6e6] and np.isnan(enough[3])
+
+
+def test_only_teachers_that_have_the_ability_count():
+    rows = study(distil_sequence=(1.0,))
+    rows.loc[(rows["compression"] == "dense") & (rows["seed"] == 1), "value"] = 0.0
+    assert of(rows).loc["sequence", "n_seeds"] == 4
+    assert barrier(rows.assign(value=0.0), spent(rows)).empty
+
+
+def test_answers_are_passed_over():
+    rows = study(distil_sequence=(0.5, 0.95))
+    answers = rows.assign(metric="answer_given", chance=np.nan)
+    pd.testing.assert_frame_equal(of(pd.concat([rows, answers], ignore_index=True)), of(rows))
+
+
+@pytest.mark.parametrize(("options", "message"), [({"level": 1}, "level lies in (0, 1); got 1"), ({"gate": 0}, "gate lies")])
+def test_levels_that_make_no_sense(options, message):
+    rows = study(scratch=(1.0,))
+    with pytest.raises(LabkitError) as error:
+        barrier(rows, spent(rows), **options)
+    assert message in str(error.value)

@@ -1,0 +1,87 @@
+"""What is foretold is what running it then shows: tokens, FLOPs, parameters and memory; the grid and what is done of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from labkit.abilities import abilities, corpus
+from labkit.compression import Compression
+from labkit.flops import forward_flops_per_token
+from labkit.ladder import Rung
+from labkit.pairs import GIB
+from labkit.planning import TRAINING_BYTES, _compressed, _shape, foretell
+from labkit.study import CALIBRATION_SEQUENCES, Study
+from labkit.zoo import load
+
+DENSE = "ladder/32x2/seed-0"
+
+
+def study(*compressions: dict, items: int = 5) -> Study:
+    parsed = tuple(Compression.parse(each) for each in compressions)
+    return Study("s", "?", (DENSE, "ladder/32x2/seed-1"), (DENSE,), parsed, abilities=("facts", "recall"), items=items)
+
+
+def test_the_grid_and_what_is_done_of_it(tmp_path):
+    plan = study({"prune": {"criterion": "magnitude", "sparsity": 0.5}})
+    assert [(line.compression, line.runs, line.here) for line in foretell(plan)] == [("dense", 2, 0), ("magnitude", 1, 0)]
+    plan.run(tmp_path / "rows", progress=False)
+    assert [line.here for line in foretell(plan, tmp_path / "rows")] == [2, 1]
+
+
+def test_tokens_and_flops_are_those_of_the_items():
+    (dense, trained) = foretell(study({"recover": {"method": "distil", "tokens": 10_000}}))
+    asked = sum(int(ability.sample(5, 0).lengths.sum()) for ability in abilities("facts", "recall"))
+    each = forward_flops_per_token(load(DENSE), corpus().length)
+    assert dense.asked_tokens == trained.asked_tokens == asked and (dense.trained_tokens, trained.trained_tokens) == (0, 10_000)
+    assert dense.flops == asked * each
+    calibration = CALIBRATION_SEQUENCES * corpus().length
+    assert trained.flops == (asked + calibration + 10_000 * (3 + 1)) * each  # the student thrice, its teacher once
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"drop_layers": {"drop": 1, "importance": "random"}},
+        {"shrink": {"ffn": 0.5, "importance": "random"}},
+        {"shrink": {"heads": 0.5, "importance": "random"}},
+        {"train": {"student": "16x1", "tokens": 4000}},
+    ],
+)
+def test_the_shape_foretold_is_that_of_the_model_made(steps):
+    compression = Compression.parse(steps)
+    made = compression.apply(load(DENSE), torch.from_numpy(corpus().calibration(8)), corpus(7), 0)
+    shape = _compressed(_shape(Rung(32, 2).config().to_dict()), compression)
+    assert sum(p.numel() for p in shape.parameters()) == sum(p.numel() for p in made.parameters())
+
+
+def test_memory_is_weights_activations_and_what_training_keeps():
+    dense, trained = foretell(study({"recover": {"method": "full", "tokens": 10_000}}))
+    weights = 4 * sum(p.numel() for p in load(DENSE).parameters())
+    assert (dense.weight_bytes, dense.training_bytes) == (weights, 0)
+    assert trained.weight_bytes == 2 * weights and trained.training_bytes == TRAINING_BYTES * weights // 4
+    assert trained.memory_bytes == trained.weight_bytes + trained.activation_bytes + trained.training_bytes
+
+
+def test_activations_of_training_cover_what_autograd_saves():
+    (_, trained) = foretell(study({"recover": {"method": "full", "tokens": 10_000}}))
+    model, saved = Rung(32, 2).build(), {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.zeros(64, corpus().length, dtype=torch.long), use_cache=False).logits.log_softmax(-1).sum()
+    assert 0.5 < trained.activation_bytes / sum(saved.values()) < 2
+
+
+def test_a_large_model_is_foretold_without_its_weights():
+    config = Rung(64, 2).config().to_dict() | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    config |= {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "dtype": "bfloat16"}
+    shape = _shape(config)
+    assert sum(p.numel() for p in shape.parameters()) == 8_030_261_248  # as Llama 3.1 8B reports
+    assert {p.device.type for p in shape.parameters()} == {"meta"} and 14 < 2 * 8_030_261_248 / GIB < 15
