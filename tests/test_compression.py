@@ -89,13 +89,19 @@ def test_recovery_from_the_dense_model_is_told_who_the_teacher_is(monkeypatch):
 TOKENS_OF_TWO_BATCHES = 2 * 64 * 48
 
 
+def _assert_same_weights(got, expected):
+    """Up to rounding: a training compiled for any shape of batch adds in another order than one compiled for this one."""
+    for one, other in zip(got.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_a_student_from_scratch_is_a_rung_trained_on_the_corpus_and_never_sees_the_model():
     chain = Compression.parse({"train": {"student": "16x1", "tokens": TOKENS_OF_TWO_BATCHES}})
     got = chain.apply(MODEL, TOKENS, corpus(7), seed=3)
     rung = Rung(16, 1)
     expected = rung.build(3)
     train(expected, corpus(7), TOKENS_OF_TWO_BATCHES, learning_rate=rung.learning_rate)
-    assert all(torch.equal(a, b) for a, b in zip(got.parameters(), expected.parameters(), strict=True))
+    _assert_same_weights(got, expected)
     (entry,) = lineage(got)
     assert entry["tokens"] == TOKENS_OF_TWO_BATCHES and entry["flops"] > 0
     assert "pruning" not in chain.modules
@@ -107,7 +113,7 @@ def test_a_student_that_is_taught_starts_as_the_one_from_scratch_or_as_what_earl
     options = Options(beta=0.3, learning_rate=Rung(16, 1).learning_rate, seed=3)
     plain = {"divergence": "jsd", "temperature": 2.0, "tokens": TOKENS_OF_TWO_BATCHES}
     expected = distill(MODEL, Rung(16, 1).build(3), corpus(7), **plain, options=options)
-    assert all(torch.equal(a, b) for a, b in zip(got.parameters(), expected.parameters(), strict=True))
+    _assert_same_weights(got, expected)
     cut = Compression.parse({"drop_layers": {"keep": 1}, "distill": asked}).apply(MODEL, TOKENS, corpus(7), seed=3)
     assert cut.config.num_hidden_layers == 1 and [entry["verb"] for entry in lineage(cut)] == ["drop_layers", "distill"]
 

@@ -89,7 +89,7 @@ def test_rates_by_hand():
     row = of(rows.reset_index(drop=True))
     assert (row["errors"], row["same"], row["alone"], row["excess"]) == pytest.approx((4 / 6, 1 / 2, 1 / 4, 1 / 4))
     right = [[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 1], [1, 1, 0, 0, 1, 1]]
-    assert row[["kappa", "kappa_alone"]].tolist() == pytest.approx([kappa(right[1], right[0]), kappa(right[2], right[0])])
+    assert row[["kappa", "kappa_alone"]].tolist() == pytest.approx([float(kappa(one, right[0])) for one in right[1:]])
     assert (row["n_seeds"], row["n_kappa"], row["n_items"]) == (5, 5, 6)
 
 

@@ -64,7 +64,7 @@ def test_the_first_primary_metric_is_judged():
         (BOTH.assign(value=BOTH["value"].where(BOTH.index != 2)), "seed 0, item 2'. Measure it again."),
         (pd.concat([BOTH, BOTH[:1]]), "an item is scored once; got 'two of rung 64x2"),
         (BOTH.drop(index=0), "every seed scores the same items"),
-        (BOTH.assign(metric=BRIER), "judged by one of exact_match, token_accuracy, nll_nats; got 'rung 64x2"),
+        (BOTH.assign(metric=BRIER), "judged by one of exact_match, token_accuracy, choice_accuracy, nll_nats; got 'rung 64x2"),
     ],
 )
 def test_rows_that_are_not_whole_are_refused(wrong, message):

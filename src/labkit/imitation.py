@@ -95,7 +95,8 @@ def imitation(rows: pd.DataFrame, rule: Rule = Rule()) -> pd.DataFrame:
         remedy = f'Measure with metrics = ["{ANSWER_GIVEN}"] in the study.'
         raise LabkitError("rows say which answer was given", f"no metric {ANSWER_GIVEN}", remedy)
     made = students(rows)
-    rows = rows[rows["compression"].isin(["dense", *made["compression"]])]
+    marked = rows.loc[rows["metric"] == EXACT_MATCH, "ability"].unique()  # others have no right and wrong
+    rows = rows[rows["compression"].isin(["dense", *made["compression"]]) & rows["ability"].isin(marked)]
     rows = rows.assign(chance=rows["chance"].where(rows["metric"] != ANSWER_GIVEN, 0.0))  # an answer has no chance
     told = []
     scored = {key: found for key, found in tables(rows).items() if {EXACT_MATCH, ANSWER_GIVEN} <= set(found)}
