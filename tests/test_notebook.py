@@ -39,6 +39,12 @@ def merge(weight: torch.Tensor, b: torch.Tensor, a: torch.Tensor) -> torch.Tenso
     return torch.from_numpy(out)
 
 
+def looked_at(tokens: list[str], t: int) -> int | None:
+    """By a search backwards; what followed may be the place that looks."""
+    found = next((p + 1 for p in reversed(range(t)) if tokens[p] == tokens[t]), None)
+    return None if found == t else found
+
+
 # --- the card --------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +202,7 @@ def test_recoveries_of_two_rungs_or_none_are_refused() -> None:
         (notebook.check_share, share),
         (notebook.check_magnitude_mask, magnitude_mask),
         (notebook.check_merge, merge),
+        (notebook.check_looked_at, looked_at),
     ],
 )
 def test_a_check_passes_an_independent_solution(check, solution, capsys) -> None:
@@ -219,6 +226,9 @@ def test_a_check_passes_an_independent_solution(check, solution, capsys) -> None
         (notebook.check_merge, lambda w, b, a: (w + 2 * b @ a) * (w > 0), "negative weights stay too"),
         (notebook.check_merge, lambda w, b, a: (w + 2 * b[:, :1] @ a[:1]) * (w != 0), "the ranks are summed over"),
         (notebook.check_merge, lambda w, b, a: 2 * b @ a * (w != 0), "an update of zero changes nothing"),
+        (notebook.check_looked_at, lambda x, t: x.index(x[t]) + 1, "the last time, not the first"),
+        (notebook.check_looked_at, lambda x, t: looked_at(x, t) or 0, "a token that is new"),
+        (notebook.check_looked_at, lambda x, t: t, "what followed the same token"),
     ],
 )
 def test_a_check_names_the_case_that_fails(check, wrong, named, capsys) -> None:

@@ -322,3 +322,26 @@ def check_merge(function: Callable) -> None:
         *given, expected = map(torch.tensor, values)
         cases[name] = tuple(given), expected
     check(function, cases, lambda got, expected: isinstance(got, torch.Tensor) and torch.equal(got, expected))
+
+
+def check_looked_at(function: Callable) -> None:
+    """Check the exercise ``looked_at(tokens, t)``: the place an induction head looks at from place t, None if none.
+
+    That is the place after the last one before t that holds the same token, if it lies before t.
+    """
+    import torch
+
+    from labkit.inside.heads import targets
+
+    texts = {
+        "what followed the same token": ("catca", 4),
+        "the last time, not the first": ("abcabdab", 6),
+        "a token that is new": ("cats", 3),
+        "twice in a row: what followed is the place itself": ("caa", 2),
+        "the first place": ("c", 0),
+    }
+    cases = {}
+    for name, (text, t) in texts.items():
+        target, exists = targets(torch.tensor([list(map(ord, text))]), "induction")
+        cases[name] = (list(text), t), int(target[0, t]) if exists[0, t] else None
+    check(function, cases, lambda got, expected: got == expected and isinstance(got, type(expected)))

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from labkit.errors import LabkitError
-from labkit.inside.estimates import DONOR, INTACT, effects, looks, ranking
+from labkit.inside.estimates import DONOR, INTACT, earliest, effects, looks, ranking
 from labkit.inside.sites import Part
 from labkit.verdict import judge
 
@@ -83,6 +83,44 @@ def test_rows_that_do_not_match_are_refused():
         effects(rows[1:])
     with pytest.raises(LabkitError, match="got '8 rows of recall"):
         effects(pd.concat([rows, rows]))
+
+
+# --- from where on damage is mended -----------------------------------------------------------------------------------
+
+
+def patched(ability: str, metric: str = "exact_match", donor: float = 1.0, **shares: float) -> pd.DataFrame:
+    """Effects of patches into a model that scores 0; each share known to ± 0.1."""
+    told = [(part.replace("_", " "), share) for part, share in {DONOR: 1.0, **shares}.items()]
+    frame = pd.DataFrame(told, columns=["part", "share"]).assign(ability=ability, metric=metric, intact=0.0, n_seeds=5)
+    frame["value"] = frame["change"] = frame["share"] * donor
+    ends = {name: frame["change"] + end for name, end in (("low", -0.1), ("high", 0.1))}
+    return frame.assign(**ends, share_low=frame["share"] - 0.1, share_high=frame["share"] + 0.1)
+
+
+def test_the_first_part_that_surely_brings_back_half():
+    effects = pd.concat([
+        patched("recall", attention_0=0.55, mlp_0=0.7, attention_1=1.0),  # 0.55 may be less than half
+        patched("facts", attention_0=0.1, mlp_0=0.2, attention_1=0.3),
+        patched("shift", donor=0.05, attention_0=0.9),  # 0.05 ± 0.1: nothing is lost for sure
+        patched("markov", "nll_nats", donor=-1.0, attention_0=0.9),  # less nats is better
+        patched("guard", "nll_nats", donor=1.0, attention_0=0.9),  # the donor is worse
+    ])  # fmt: skip
+    told = earliest(effects).set_index("ability")
+    assert told["outcome"].to_dict() == {
+        "recall": "mended", "facts": "by no part", "shift": "nothing lost", "markov": "mended", "guard": "nothing lost"
+    }  # fmt: skip
+    assert told["part"].to_dict() == {"recall": "mlp 0", "facts": "", "shift": "", "markov": "attention 0", "guard": ""}
+    assert told.loc["recall", ["broken", "donor", "share", "n_seeds"]].to_list() == [0, 1, 0.7, 5]
+    assert np.isnan(told.loc["facts", "share"])
+    assert earliest(effects, least=0.4).set_index("ability").loc["recall", "part"] == "attention 0"
+
+
+def test_damage_without_a_donor_or_with_another_share_is_refused():
+    effects = patched("recall", mlp_0=0.7)
+    with pytest.raises(LabkitError, match="mended by a donor, part 'everything'; got 'mlp 0'. Take effects of a patch"):
+        earliest(effects[effects["part"] != DONOR])
+    with pytest.raises(LabkitError, match=r"least is a share of what was lost, in \(0, 1\); got 1.5"):
+        earliest(effects, least=1.5)
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------

@@ -19,14 +19,15 @@ from labkit.abilities import Ability
 from labkit.errors import LabkitError, unknown
 from labkit.evaluation import evaluate
 from labkit.inside import sites
-from labkit.inside.estimates import DONOR, INTACT, effects, looks, ranking
+from labkit.inside.estimates import DONOR, INTACT, earliest, effects, looks, ranking
 from labkit.inside.heads import SCORES, attention, head_scores
+from labkit.inside.roles import OTHERS, by_role, roles
 from labkit.inside.sites import KINDS, Part, Parts, Site, evaluating, parts, seen
 from labkit.pruning import anatomy, blocks
 
 __all__ = [
-    "DONOR", "INTACT", "KINDS", "SCORES", "Part", "ablate", "attention", "effects", "head_scores", "looks",
-    "parts", "patch", "ranking",
+    "DONOR", "INTACT", "KINDS", "OTHERS", "SCORES", "Part", "ablate", "attention", "by_role", "earliest", "effects",
+    "head_scores", "looks", "parts", "patch", "ranking", "roles",
 ]  # fmt: skip
 
 HOW = ("mean", "zero")

@@ -57,6 +57,46 @@ def effects(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     return places.astype("Int64").reset_index().merge(pd.concat(found), on="part")
 
 
+def earliest(effects: pd.DataFrame, least: float = 0.5) -> pd.DataFrame:
+    """From where on the damage is mended: the first part whose patch surely brings back enough of each ability.
+
+    Parameters
+    ----------
+    effects
+        What `effects` makes of the rows of `patch`, with `DONOR`. "First" is first in these rows, so they should hold
+        parts in the order in which a model computes them, such as ``parts(model, "attention", "mlp")``.
+    least
+        Share of the loss that the interval's lower end has to reach, in (0, 1).
+
+    Returns
+    -------
+    One row per (ability, metric): ``broken``, the mean score with nothing replaced, and ``donor``, that of the donor;
+    the ``part`` with its ``share``, ``share_low``, ``share_high``; ``n_seeds``; ``outcome``: *mended* there, *nothing
+    lost* (the donor is not surely better, so there is nothing to bring back), or *by no part*.
+
+    Raises
+    ------
+    LabkitError
+        Effects without `DONOR`; ``least`` out of range.
+    """
+    if not 0 < least < 1:
+        raise LabkitError("least is a share of what was lost, in (0, 1)", least, "Give e.g. 0.5.")
+    found = []
+    for (ability, metric), group in effects.groupby(["ability", "metric"], sort=False, observed=True):
+        donor = group[group["part"] == DONOR]
+        if donor.empty:
+            received = ", ".join(group["part"])
+            raise LabkitError(f"damage is mended by a donor, part {DONOR!r}", received, "Take effects of a patch.")
+        better = (donor["low"] > 0 if BEST.get(metric, 1) else donor["high"] < 0).item()
+        able = group[(group["part"] != DONOR) & (group["share_low"] >= least)] if better else group[:0]
+        told = {"ability": ability, "metric": metric, "broken": donor["intact"].item(), "donor": donor["value"].item()}
+        first = able.iloc[0] if len(able) else pd.Series({"part": ""}, dtype=object)
+        told |= {name: first.get(name, np.nan) for name in ("part", "share", "share_low", "share_high")}
+        outcome = "mended" if len(able) else "by no part" if better else "nothing lost"
+        found.append({**told, "n_seeds": donor["n_seeds"].item(), "outcome": outcome})
+    return pd.DataFrame(found)
+
+
 def looks(rows: pd.DataFrame, before: pd.DataFrame | None = None, level: float = 0.95) -> pd.DataFrame:
     """Mean of each head's scores, with intervals; with ``before`` also how far they moved from there, paired.
 
