@@ -94,6 +94,11 @@ def test_the_command_line_loads_nothing_heavy():
     assert done.stdout == "set()\n"
 
 
+def test_a_log_holds_no_bars():
+    code = "from labkit import cli; cli.app = lambda **_: 0; cli.main(); import tqdm.auto; list(tqdm.auto.tqdm([1]))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stderr == b""
+
+
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import filelock
 import pytest
 import torch
 
 from labkit import schooling, training
-from labkit.errors import LabkitError
+from labkit.errors import Failure, LabkitError
 from labkit.ladder import Rung, ladder
-from labkit.zoo import damaged, load, sha256
+from labkit.zoo import MANIFEST, artifacts, damaged, load, manifest, sha256
 
 PLAN = schooling.Profile("tiny", (("16x1", 1),), tokens=2000, batch=4, length=48)
 NAME = "ladder/16x1/seed-0"
@@ -132,6 +137,59 @@ def test_killed_while_it_is_scored_a_model_is_not_trained_again(trained, tmp_pat
     assert sorted(p.name for p in (tmp_path / NAME).iterdir()) == ["config.json", "model.safetensors", "training.json"]
 
 
+def test_a_log_gets_a_line_for_each_model(trained, tmp_path, capsys):
+    with quick():
+        schooling._work(PLAN, tmp_path, "cpu")
+    record = json.loads((tmp_path / NAME / "training.json").read_text())
+    begin, end = f"{NAME}: 1,920 tokens in {record['seconds']:,.0f} s, ", f" loss {record['loss_nats'][-1][1]:.3f} nats"
+    assert any(line.startswith(begin) and line.endswith(end) for line in capsys.readouterr().err.splitlines())
+
+
+def test_what_stops_a_worker_is_told_in_words_and_its_trace_is_the_cause(tmp_path, capfd):
+    small = schooling.Profile("small", (("16x1", 1),), tokens=10, batch=4)
+    message = "got '1 of 1 missing'. a training takes at least one batch of 4 × 48 tokens; got 10"
+    with pytest.raises(Failure, match=message) as stopped:
+        schooling.train_ladder(small, tmp_path, device="cpu", workers=1)
+    assert "in _train_one" in str(stopped.value.__cause__)
+    assert capfd.readouterr() == ("", "")
+
+
+STUCK = """
+import signal, sys, time
+from labkit import cli, schooling
+
+def stuck(*_):
+    print("begun", flush=True)
+    time.sleep(600)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it would be ignored
+schooling._train_one = stuck
+schooling.PROFILES = (schooling.Profile("two", (("16x1", 2),), tokens=2000),)
+if __name__ == "__main__":
+    cli.main()
+"""
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "kill -9"])
+def test_no_worker_outlives_a_ladder_that_is_stopped(tmp_path, how):
+    """Reading to the end of what they print takes until the last of them is gone."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    command = [sys.executable, "stuck.py", "ladder", "--profile", "two", "--out", "my models", "--workers", "2", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(schooling.__file__).parents[1])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
+    assert [process.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+    if how == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.kill()
+    _, told = process.communicate(timeout=120)
+    if how == "Ctrl-C":
+        assert process.returncode == 130
+        assert told.startswith("\nStopped. What is trained is kept; the same command goes on from there:\n  labkit ladder")
+        assert told.count("\n") == 3
+
+
 def test_files_that_are_no_part_of_the_ladder_are_not_listed(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "copy")
     (tmp_path / "copy" / ".training" / "x.json").write_text("{}")
@@ -139,6 +197,11 @@ def test_files_that_are_no_part_of_the_ladder_are_not_listed(trained, tmp_path):
     assert set(schooling.write_manifest(tmp_path / "copy")["files"]) == {
         f"{NAME}/{file}" for file in ("config.json", "model.safetensors", "training.json")
     }
+
+
+def test_the_shipped_manifest_lists_every_shipped_file():
+    there = {str(p.relative_to(artifacts())) for p in artifacts().rglob("*") if p.is_file()}
+    assert there == {MANIFEST, *manifest()["files"]}
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

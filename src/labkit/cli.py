@@ -59,7 +59,7 @@ app = typer.Typer(
 def main() -> None:
     """The command `labkit`."""
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "60")  # seconds between lines of progress in a log
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a bar is for a terminal: in a log it is thousands of lines
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     app(prog_name="labkit")
 

@@ -8,7 +8,13 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import sys
+import threading
 import time
+import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import filelock
@@ -20,6 +26,7 @@ from labkit.zoo import MANIFEST, load, sha256
 SCORED_ITEMS, SCORED_SEED = 2000, 0
 WAIT_S = 2  # between looks at models that another process is training
 TRAINED = "trained.json"  # stands beside weights that are final but not yet scored
+SHIPPED = (".safetensors", ".json", ".parquet", ".csv")  # the kinds of files that a manifest lists
 SPARE_FILES = ("generation_config.json",)  # written by save_pretrained, of no use to a model without an end token
 
 
@@ -71,7 +78,8 @@ def train_ladder(plan: Profile, out: Path | str, *, device: str = "auto", worker
     processes on one folder share the work. `workers` processes train side by side, each with one thread on a CPU (small
     models gain nothing from more); by default one per core, or one per GPU.
 
-    Raises LabkitError if `out` cannot be written, or a training failed.
+    Raises LabkitError if `out` cannot be written, and Failure when a training fails: the message says which and why, and
+    the others stop, too. What is trained by then is kept.
     """
     import torch
 
@@ -88,18 +96,12 @@ def train_ladder(plan: Profile, out: Path | str, *, device: str = "auto", worker
         (out / ".write-test").unlink()
     except OSError as error:
         raise LabkitError("the folder for the ladder can be written", f"{out} ({error.strerror})", "Choose another.") from error
-    context = multiprocessing.get_context("spawn")
-    crew = []
-    for number in range(workers):
-        os.environ["TQDM_POSITION"] = str(number)  # one line of progress per worker; read by tqdm as it is imported
-        crew.append(context.Process(target=_work, args=(plan, out, device)))
-        crew[-1].start()
-    os.environ.pop("TQDM_POSITION", None)
-    for process in crew:
-        process.join()
+    fault, trace = _crew(plan, out, device, workers)
     missing = [name for name in map(_name, plan.jobs()) if not (out / name / "training.json").exists()]
     if missing:
-        raise Failure("every model of the profile gets trained", f"missing: {', '.join(missing)}", "See the errors above.")
+        received = f"{len(missing)} of {len(plan.jobs())} missing"
+        remedy = fault or f"A worker was killed, by whom it cannot tell. The same command trains {', '.join(missing)}."
+        raise Failure("every model of the profile gets trained", received, remedy) from RuntimeError(trace)
     write_manifest(out)
     shutil.rmtree(out / ".training", ignore_errors=True)
     return [_name(job) for job in plan.jobs()]
@@ -108,7 +110,7 @@ def train_ladder(plan: Profile, out: Path | str, *, device: str = "auto", worker
 def write_manifest(out: Path | str) -> dict:
     """List every model and shipped file below `out`, with checksums, in ``manifest.json``; returns what was written."""
     out = Path(out)
-    files = sorted(p for p in out.rglob("*") if p.suffix in {".safetensors", ".json", ".parquet"} and p.name != MANIFEST)
+    files = sorted(p for p in out.rglob("*") if p.suffix in SHIPPED and p.name != MANIFEST)
     files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(out).parts)]
     models = {}
     for path in sorted(out.glob("ladder/*/seed-*/training.json")):
@@ -124,6 +126,55 @@ def write_manifest(out: Path | str) -> dict:
 
 def _name(job: tuple[Rung, int]) -> str:
     return f"ladder/{job[0].name}/seed-{job[1]}"
+
+
+def _crew(plan: Profile, out: Path, device: str, workers: int) -> tuple[str, str]:
+    """Have processes do the work. What stops the first one stops all of them: it is returned in words, and as a trace."""
+    context, crew, ears = multiprocessing.get_context("spawn"), [], []
+    try:
+        for number in range(workers):
+            ear, mouth = context.Pipe(duplex=False)
+            os.environ["TQDM_POSITION"] = str(number)  # one line of progress per worker; read by tqdm as it is imported
+            with _deaf_to_ctrl_c(), mouth:
+                process = context.Process(target=_worker, args=(plan, out, device, mouth))
+                process.start()
+                crew.append(process)
+            ears.append(ear)
+        while ears:
+            for ear in wait(ears):
+                with contextlib.suppress(EOFError):  # it ended and had nothing to say: all is done, or it was killed
+                    return ear.recv()
+                ears.remove(ear)
+        return "", ""
+    finally:
+        os.environ.pop("TQDM_POSITION", None)
+        for process in crew:
+            process.terminate()
+            process.join()
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Ctrl-C goes to every process of a terminal. Those that are begun in here leave it to this one, which ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _worker(plan: Profile, out: Path, device: str, mouth: Connection) -> None:
+    """`_work`, in a process of its own that ends with the one that began it, and tells it what went wrong."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    try:
+        _work(plan, out, device)
+    except Exception as error:
+        words = str(error) if isinstance(error, LabkitError) else f"{type(error).__name__}: {error}"
+        mouth.send((words, traceback.format_exc()))
 
 
 def _work(plan: Profile, out: Path, device: str) -> None:
@@ -191,6 +242,9 @@ def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> 
     (partial / TRAINED).unlink()
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     partial.rename(out / name)
+    if not sys.stderr.isatty():  # no bars there
+        pace = f"{done['tokens']:,} tokens in {done['seconds']:,.0f} s, {done['tokens'] / done['seconds']:,.0f} tokens/s"
+        print(f"{name}: {pace}, loss {done['loss_nats'][-1][1]:.3f} nats", file=sys.stderr, flush=True)
 
 
 def _cores() -> int:
