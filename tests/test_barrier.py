@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labkit.barrier import BarrierRow, barrier
+from labkit.barrier import PRICES, BarrierRow, PriceRow, answer, barrier, prices
 from labkit.errors import LabkitError
 from labkit.records import EXACT_MATCH, columns
 from labkit.statistics import jeffreys_interval
@@ -90,3 +90,59 @@ def test_levels_that_make_no_sense(options, message):
     with pytest.raises(LabkitError) as error:
         barrier(rows, spent(rows), **options)
     assert message in str(error.value)
+
+
+# --- is copying cheaper than learning? ---------------------------------------------------------------------------------
+
+
+def priced(rows, **options):
+    frame = prices(barrier(rows, spent(rows)), **options)
+    assert list(frame.columns) == list(columns(PriceRow))
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("price", "taught", "alone"),  # a token costs twice as much with a teacher
+    [
+        ("cheaper", (0.95, 1.0, 1.0), (0.1, 0.5, 0.97)),  # 1.92 M operations, 5.76 M alone
+        ("dearer", (0.5, 0.95, 1.0), (0.1, 0.95, 1.0)),  # twice as many
+        ("only taught", (0.5, 0.6, 0.95), (0.1, 0.5, 0.6)),
+        ("only alone", (0.5, 0.6, 0.7), (0.1, 0.5, 0.97)),
+        ("neither", (0.5, 0.6, 0.7), (0.1, 0.5, 0.6)),
+    ],
+)
+def test_every_price_of_an_ability(price, taught, alone):
+    row = priced(study(distil_sequence=taught, scratch=alone)).iloc[0]
+    assert row["price"] == price and price in PRICES
+    for column, doses, factor in (("flops", taught, 2), ("alone", alone, 1)):
+        enough = [factor * dose for dose, r in zip(DOSES.values(), doses, strict=True) if r >= 0.9]
+        assert row[column] == enough[0] if enough else np.isnan(row[column])
+
+
+def test_flops_within_the_margin_are_as_dear_and_the_cheapest_way_counts():
+    rows = study(distil_sequence=(0.1, 0.2, 0.3), distil_jsd=(0.1, 0.2, 0.95), distil_forward_kl=(0.2, 0.95, 1.0), scratch=(0.1, 0.2, 0.97))
+    told = priced(rows).set_index("seen")
+    assert told.loc["logits", ["flops", "alone", "price"]].tolist() == [5_760_000, 5_760_000, "as dear"]
+    assert told.loc["text", "price"] == "only alone"
+
+
+@pytest.mark.parametrize("few", ["distil sequence", "scratch"])
+def test_few_seeds_on_either_side_decide_no_price(few):
+    rows = study(distil_sequence=(0.95, 1.0, 1.0), scratch=(0.1, 0.5, 0.97))
+    rows = rows[~(rows["compression"].str.contains(few) & (rows["seed"] == 4))]
+    assert priced(rows)["price"].tolist() == ["undecided"]
+    assert priced(rows, min_seeds=4)["price"].tolist() == ["cheaper"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        (["cheaper", "only taught", "undecided"], "from text, yes (1 cheaper, 1 only taught, 1 undecided)"),
+        (["dearer", "as dear", "neither"], "from text, no (1 as dear, 1 dearer, 1 neither)"),
+        (["cheaper", "only alone", "only taught"], "from text, in part: a, c (1 cheaper, 1 only taught, 1 only alone)"),
+        (["undecided"], "from text, nobody can say yet (1 undecided)"),
+    ],
+)
+def test_the_answer_in_a_sentence(listed, said):
+    told = answer(pd.DataFrame({"ability": list("abc")[: len(listed)], "seen": "text", "price": listed}), level=0.8)
+    assert told == f"To have 0.8 of the teacher's ability for fewer FLOPs than from scratch: {said}."

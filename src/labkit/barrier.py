@@ -11,7 +11,10 @@ from labkit.errors import LabkitError
 from labkit.pairing import UNCOMPRESSED, UNIT, Group, Tables, gains, having, paired, primary, tables
 from labkit.records import METRICS, columns
 from labkit.statistics import Spread, jeffreys_interval, ratio_interval
-from labkit.students import students
+from labkit.students import NEAR, students
+
+PRICES = ("cheaper", "as dear", "dearer", "only taught", "only alone", "neither", "undecided")
+"""Every value of the column ``price``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,3 +136,69 @@ def _row(found: list[_Dose | None], level: float, row_tokens: int, row_answers: 
             asked * row_answers if asked else 0.0, made.flops, told,
         )  # fmt: skip
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class PriceRow:
+    """What one ability costs from one thing seen of the teacher, beside what it costs without one."""
+
+    rung: str  # the teacher's
+    size: str
+    ability: str
+    seen: str  # of the teacher
+    flops: float  # of the cheapest way, teacher included, by which mean retention reaches the level; NaN if none does
+    alone: float  # of the cheapest training from scratch by which it does
+    price: str  # one of PRICES
+
+
+def prices(bought: pd.DataFrame, min_seeds: int = 5) -> pd.DataFrame:
+    """Is an ability cheaper to copy than to learn? For every ability, size of student and thing seen of the teacher.
+
+    - **undecided**: fewer than `min_seeds` seeds from scratch, or in every way of seeing it;
+    - **neither**, **only alone**, **only taught**: within the doses measured no student reaches the level, only those
+      from scratch do, only those with a teacher do;
+    - **as dear**: FLOPs, the teacher's included, within a factor of `labkit.students.NEAR`; **cheaper**, **dearer**: not.
+
+    Doses are few, so a price is that of the smallest one measured that is enough, not the least possible.
+
+    Parameters
+    ----------
+    bought : what `barrier` returns.
+
+    Returns
+    -------
+    Frame with the columns of `PriceRow`.
+    """
+    told = []
+    for (rung, size, ability), group in bought.groupby(["rung", "size", "ability"], sort=False):
+        alone, taught = (group[(group["seen"] == "nothing") == own] for own in (True, False))
+        for seen, ways in taught.groupby("seen", sort=False):
+            sides = [side[side["n_seeds"] >= min_seeds] for side in (ways, alone)]
+            least = [side.loc[side["enough"].notna(), "flops"].min() for side in sides]
+            price = "undecided" if any(side.empty for side in sides) else _price(*least)
+            told.append(PriceRow(rung, size, ability, seen, *map(float, least), price))
+    return pd.DataFrame([dataclasses.asdict(row) for row in told], columns=columns(PriceRow))
+
+
+def _price(taught: float, alone: float) -> str:
+    if np.isnan(taught):
+        return "neither" if np.isnan(alone) else "only alone"
+    if np.isnan(alone):
+        return "only taught"
+    return "cheaper" if taught * NEAR < alone else "dearer" if taught > alone * NEAR else "as dear"
+
+
+def answer(priced: pd.DataFrame, level: float = 0.9) -> str:
+    """Can near-top ability be copied cheaply? In a sentence, of what `prices` returns for one teacher and one size.
+
+    Cheap is what is cheaper than from scratch, or was had with a teacher only.
+    """
+    told = []
+    for seen, group in priced.groupby("seen", sort=False):
+        counts = group["price"].value_counts().reindex(PRICES).dropna().astype(int)
+        cheap = group.loc[group["price"].isin(["cheaper", "only taught"]), "ability"]
+        known = len(group) - counts.get("undecided", 0)
+        verdict = "nobody can say yet" if not known else "yes" if len(cheap) == known else "no" if cheap.empty else "in part"
+        named = f": {', '.join(cheap)}" if verdict == "in part" else ""
+        told.append(f"from {seen}, {verdict}{named} ({', '.join(f'{n} {price}' for price, n in counts.items())})")
+    return f"To have {level:g} of the teacher's ability for fewer FLOPs than from scratch: {'; '.join(told)}."

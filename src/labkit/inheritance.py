@@ -10,7 +10,7 @@ import pandas as pd
 from labkit.pairing import UNCOMPRESSED, UNIT, Group, Tables, gains, having, paired, tables
 from labkit.records import METRICS, columns
 from labkit.statistics import Spread, ratio_interval
-from labkit.students import CONDITION, SCRATCH, students
+from labkit.students import CONDITION, NEAR, SCRATCH, students
 from labkit.verdict import Rule, judge, within
 
 OUTCOMES = ("inherited", "partially", "not inherited", "better", "undecided", "absent")
@@ -18,9 +18,6 @@ OUTCOMES = ("inherited", "partially", "not inherited", "better", "undecided", "a
 
 COMPARED = ("more", "as much", "less", "undecided", "no control")
 """What a student has, beside a control: the values of ``at_tokens`` and ``at_flops``."""
-
-NEAR = 1.25
-"""A control within this factor has equal FLOPs."""
 
 _OVER, _UNDER = np.array([1.0, -1.0, 0.0]), np.array([0.0, 0.0, 1.0])  # (student − control) / teacher
 

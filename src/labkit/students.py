@@ -15,6 +15,9 @@ SCRATCH = "scratch"
 FRESH = "fresh"
 """The start of a student whose weights were drawn at random."""
 
+NEAR = 1.25
+"""Within this factor two students took equal FLOPs."""
+
 CONDITION = ["rung", "compression", "sparsity"]
 """The columns that tell kinds of students apart; `rung` is the teacher's."""
 
