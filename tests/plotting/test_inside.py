@@ -78,8 +78,10 @@ def test_shares_that_are_not_known_are_left_open(effects):
     assert "facts: head 0.1 1.00 (0.90 to 1.10)" in parts_alt(effects, "share")
 
 
-def test_roles_have_no_line_between_layers(effects):
+def test_roles_have_no_line_between_them_but_one_before_them(effects):
     assert not parts(effects.assign(layer=pd.NA)).axes[0].lines
+    roles = effects.assign(layer=pd.array([0, 0, pd.NA, pd.NA], dtype="Int64"), part=list("aabb"))
+    assert [line.get_ydata()[0] for line in parts(roles).axes[0].lines] == [0.5]
 
 
 def test_the_sentence_names_the_largest_effect(effects):

@@ -60,7 +60,8 @@ def patterns_alt(pictures: Mapping[str, np.ndarray], tokens: Sequence[str]) -> s
 
 
 def parts(effects: pd.DataFrame, column: str = "change") -> Figure:
-    """A heat map: parts down, abilities across; bold where the interval leaves out 0. Lines part the layers.
+    """A heat map: parts down, abilities across; bold where the interval leaves out 0. Lines part the layers, and
+    parts of one layer from those that are of none.
 
     Parameters
     ----------
@@ -85,7 +86,7 @@ def parts(effects: pd.DataFrame, column: str = "change") -> Figure:
                       fontsize=7.5, color="white" if abs(number) > 0.6 else "black",
                       fontweight="bold" if told else "normal")  # fmt: skip
         for y, (above, below) in enumerate(zip(layers, layers[1:], strict=False)):
-            if pd.notna(above) and pd.notna(below) and above != below:
+            if pd.isna(above) != pd.isna(below) or (pd.notna(above) and above != below):
                 axes.axhline(y + 0.5, color=GREY, linewidth=1)
         axes.set_xticks(range(value.shape[1]), value.columns, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(value)), value.index)
@@ -142,7 +143,7 @@ def heads(looks: pd.DataFrame) -> Figure:
         figure.supylabel("share of the attention", fontsize=9)
         key = [mark(number, model) for number, model in enumerate(models)]
         key.append(Line2D([], [], color=GREY, linestyle=":", label="looks at all places alike"))
-        figure.legend(handles=key, loc="outside upper center", ncols=4, frameon=False, fontsize=8.5)
+        figure.legend(handles=key, loc="outside upper center", ncols=5, frameon=False, fontsize=8.5)
     return finished(figure)
 
 
