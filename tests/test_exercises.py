@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from labkit.exercises import check, check_decide
+from labkit.exercises import check, check_decide, check_excess
+from labkit.imitation import ANSWER_GIVEN, imitation
+from labkit.records import EXACT_MATCH
 
 
 def right(low, high, low90, high90):
@@ -43,3 +47,38 @@ def test_what_a_reader_raises_is_told_and_the_rest_is_run(capsys):
         "[not yet] by zero\n    called with 1, 0\n    expected 1, received ZeroDivisionError: division by zero\n"
         "[OK] half\n1 of 2 right.\n"
     )
+
+
+# --- excess ------------------------------------------------------------------------------------------------------------
+
+
+def excess(teacher, student, control, truth):
+    wrong = teacher != truth
+    same = [np.mean(answers[wrong] == teacher[wrong]) for answers in (student, control)] if wrong.any() else [np.nan, 0]
+    return same[0] - same[1]
+
+
+def test_the_solution_is_accepted_and_usual_mistakes_are_named(capsys):
+    check_excess(excess)
+    assert capsys.readouterr().out.endswith("7 of 7 right. Well done.\n")
+    for wrong, case in (
+        (lambda t, s, c, truth: np.mean(s == t) - np.mean(c == t), "what the teacher gets right does not count"),
+        (lambda t, s, c, truth: excess(t, s, truth, truth), "mistakes that the control makes, too, say nothing"),
+        (lambda t, s, c, truth: np.mean((s != truth)[t != truth]), "wrong in another way is no copy"),
+        (lambda t, s, c, truth: max(0.0, excess(t, s, c, truth)), "less like the teacher than who never met it"),
+    ):
+        check_excess(wrong)
+        assert f"[not yet] {case}" in capsys.readouterr().out
+
+
+def test_it_is_what_the_library_estimates():
+    generator = np.random.default_rng(3)
+    given = {"dense": generator.integers(0, 3, 60), "64x2 distil sequence 3M": generator.integers(0, 3, 60)}
+    given["64x2 scratch 3M"] = generator.integers(0, 3, 60)
+    rows = []
+    for name, answers in given.items():
+        frame = pd.DataFrame({"item": range(60), "seed": 0, "run": name, "model": "m", "rung": "96x3", "sparsity": 0.0})
+        frame = frame.assign(params=1 if name == "dense" else 2, compression=name, ability="recall", chance=0.3)
+        rows += [frame.assign(metric=EXACT_MATCH, value=(answers == 0) * 1.0), frame.assign(metric=ANSWER_GIVEN, value=answers * 1.0)]
+    (row,) = imitation(pd.concat(rows, ignore_index=True)).itertuples()
+    assert row.excess == pytest.approx(excess(*given.values(), np.zeros(60, int)))

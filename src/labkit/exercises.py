@@ -42,6 +42,27 @@ def check_power(function: Callable) -> None:
     check(function, cases, lambda got, right: got is not None and np.isclose(got, right, equal_nan=True))
 
 
+def check_excess(function: Callable) -> None:
+    """Check the exercise ``excess(teacher, student, control, truth)``, each (items,) answers given, or right.
+
+    Of the items that the teacher gets wrong: the share on which the student gives the teacher's answer, less the share
+    on which the control does; NaN if the teacher gets none wrong. `labkit.imitation` estimates it over seeds.
+    """
+    answers = {
+        "mistakes of the teacher's alone are copied": ("1200", "1203", "0000", 1.0),
+        "mistakes that the control makes, too, say nothing": ("1200", "1200", "1200", 0.0),
+        "half of them are explained by the control": ("1200", "1200", "1000", 0.5),
+        "wrong in another way is no copy": ("1200", "3400", "0000", 0.0),
+        "what the teacher gets right does not count": ("0001", "0002", "5552", 0.0),
+        "less like the teacher than who never met it": ("1200", "1000", "1200", -0.5),
+        "a teacher without errors": ("0000", "0000", "1111", np.nan),
+    }
+    cases = {}
+    for name, (*given, expected) in answers.items():
+        cases[name] = tuple(np.array(list(map(int, digits))) for digits in (*given, "0000")), expected
+    check(function, cases, lambda got, right: got is not None and np.isclose(got, right, equal_nan=True))
+
+
 def check(function: Callable, cases: Mapping[str, tuple[tuple, object]], right: Callable[..., bool]) -> None:
     """Run a reader's function on every case, ``name -> (arguments, expected)``, and print how each went."""
     done = 0

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from labkit.errors import LabkitError
-from labkit.exercises import check, check_decide, check_power  # noqa: F401 (two of them for the notebooks)
+from labkit.exercises import check, check_decide, check_excess, check_power  # noqa: F401 (for the notebooks)
 from labkit.plotting.style import COLOURS, GREY, STYLE, condition, finished, mark, panel_grid
 from labkit.store import provenance
 from labkit.zoo import MANIFEST, artifacts, sha256

@@ -6,6 +6,7 @@ from labkit.plotting.power import power, power_alt
 from labkit.plotting.scale import effective_scale, effective_scale_alt
 from labkit.plotting.shapes import jumps, jumps_alt
 from labkit.plotting.sizes import emergence, emergence_alt
+from labkit.plotting.students import students, students_alt, way
 from labkit.plotting.style import condition
 from labkit.plotting.verdicts import retention, retention_alt
 
@@ -27,7 +28,10 @@ __all__ = [
     "power_alt",
     "retention",
     "retention_alt",
+    "students",
+    "students_alt",
     "sweep",
     "sweep_alt",
     "swept",
+    "way",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from labkit.errors import LabkitError
-from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, counted, finished, panel_grid
+from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, counted, draw_retentions, finished, panel_grid
 
 _FRAME = (-0.35, 1.35)  # retention shown; what lies beyond is an arrowhead at the edge
 
@@ -103,13 +102,5 @@ def _doses(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw(axes: Axes, line: pd.DataFrame, number: int, of: int) -> None:
-    colour, marker = COLOURS[number], MARKERS[number]
     x = line["sparsity"] + 0.012 * (number - (of - 1) / 2)  # side by side, so that bars can be told apart
-    axes.plot(x, line["retention"].clip(*_FRAME), color=colour, linewidth=1.2, zorder=2)
-    axes.vlines(x, line["low"].clip(*_FRAME), line["high"].clip(*_FRAME), color=colour, linewidth=1.2, alpha=0.6, zorder=2)
-    for place, row in zip(x, line.itertuples(), strict=True):
-        inside = _FRAME[0] <= row.retention <= _FRAME[1]
-        shape = marker if inside else "v" if row.retention < _FRAME[0] else "^"
-        face = "white" if row.verdict == "undecided" else colour
-        axes.plot([place], [np.clip(row.retention, *_FRAME)], shape, color=colour, markerfacecolor=face, markersize=4,
-                  clip_on=False, zorder=3)  # fmt: skip
+    draw_retentions(axes, x, line, line["verdict"] == "undecided", _FRAME, (COLOURS[number], MARKERS[number], "-"))

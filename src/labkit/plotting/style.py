@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -39,6 +40,23 @@ def panel_grid(panels: int, columns: int, width: float, height: float) -> tuple[
         axes.tick_params(labelbottom=number + columns >= panels, bottom=True, left=True, length=2.5)
         sns.despine(ax=axes)
     return figure, grid.flat[:panels]
+
+
+def draw_retentions(
+    axes: Axes, x: pd.Series, line: pd.DataFrame, hollow: pd.Series, frame: tuple[float, float], look: tuple
+) -> None:
+    """A line through retentions at `x`, with the bars of their intervals; what lies beyond the frame is an arrowhead at it.
+
+    `line` has retention, low and high; `look` is (colour, marker, line style).
+    """
+    colour, marker, style = look
+    axes.plot(x, line["retention"].clip(*frame), color=colour, linestyle=style, linewidth=1.2, zorder=2)
+    axes.vlines(x, line["low"].clip(*frame), line["high"].clip(*frame), color=colour, linewidth=1.2, alpha=0.6, zorder=2)
+    for place, value, empty in zip(x, line["retention"], hollow, strict=True):
+        inside = frame[0] <= value <= frame[1]
+        shape = marker if inside else "v" if value < frame[0] else "^"
+        axes.plot([place], [np.clip(value, *frame)], shape, color=colour, markerfacecolor="white" if empty else colour,
+                  markersize=4, clip_on=False, zorder=3)  # fmt: skip
 
 
 def finished(figure: Figure) -> Figure:
