@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from labkit.errors import LabkitError
-from labkit.pairing import Group, gains, having, paired, primary, tables
+from labkit.pairing import Group, gains, having, paired, pooled, primary, tables
 from labkit.records import BRIER, EXACT_MATCH, NLL_NATS, TOKEN_ACCURACY, ItemRow
 
 ROW = ItemRow("run", "m", "64x2", 99_000, 0, "dense", 0.01, "recall", EXACT_MATCH, 0, 0.0, 0.25)
@@ -85,3 +85,40 @@ def test_rows_that_do_not_pair_are_refused(wrong, message):
     with pytest.raises(LabkitError) as error:
         paired(tables(BOTH.query(wrong))["64x2", "recall"], GROUP)
     assert message in str(error.value)
+
+
+# --- studies as one --------------------------------------------------------------------------------------------------
+
+
+def test_studies_are_pooled_over_the_items_that_both_scored_and_a_model_counts_once():
+    first, second = BOTH[BOTH["item"] < 3], pd.concat([rows(SCORES[0]), rows(SCORES[1] / 2, compression="random")])
+    facts = rows(SCORES[0], ability="facts")  # only the second has it
+    pool = pooled(first, pd.concat([second, facts], ignore_index=True))
+    recall = pool[pool["ability"] == "recall"]
+    assert set(recall["item"]) == {0, 1, 2} and set(pool.loc[pool["ability"] == "facts", "item"]) == {0, 1, 2, 3}
+    assert recall["compression"].value_counts().to_dict() == {"dense": 9, "wanda": 9, "random": 9}
+    for compression, table in (("wanda", SCORES[1]), ("random", SCORES[1] / 2)):
+        found, dense = paired(
+            tables(recall)["64x2", "recall"],
+            GROUP._replace(compression=compression, sparsity=recall.query("compression == @compression").sparsity.iloc[0]),
+        )
+        np.testing.assert_array_equal(found.value, table[:, :3])
+        np.testing.assert_array_equal(dense.value, SCORES[0][:, :3])
+
+
+def test_one_study_is_its_own_pool_and_the_order_of_studies_adds_no_rows():
+    assert pooled(BOTH).drop(columns="sparsity").equals(BOTH.drop(columns="sparsity"))
+    turned = pooled(rows(SCORES[0]), BOTH)
+    keys = ["compression", "seed", "item"]
+    assert turned.sort_values(keys)["value"].to_list() == BOTH.sort_values(keys)["value"].to_list()
+
+
+def test_studies_that_disagree_on_a_model_are_not_pooled():
+    other = BOTH.assign(value=BOTH["value"].where(BOTH.index != 5, 0.5))
+    message = "agree on a model; got 'rung 64x2, ability recall, metric exact_match, compression dense, sparsity 0.0, seed 1"
+    with pytest.raises(LabkitError, match=message):
+        pooled(BOTH, other)
+    with pytest.raises(LabkitError, match="a pool holds at least one study; got 'none'. Give the frames"):
+        pooled()
+    with pytest.raises(LabkitError, match="every row is complete and finite"):
+        pooled(BOTH, BOTH.assign(value=np.nan))

@@ -56,6 +56,47 @@ Tables = dict[str, dict[tuple[str, float], Block]]
 """One ability of one rung: by metric, then by (compression, sparsity)."""
 
 
+def pooled(*studies: pd.DataFrame) -> pd.DataFrame:
+    """Rows of several studies of the same dense models as one frame, in which every pair is still a pair.
+
+    An ability of a model that several studies scored counts once. Of an ability and metric only those items stay that all studies
+    with it have scored, since a dense model of one study may be paired with a compressed one of another.
+
+    Parameters
+    ----------
+    studies : frames with the columns of `labkit.records.ItemRow`.
+
+    Raises
+    ------
+    LabkitError
+        Columns missing, values that are not finite, no study; studies that score the same item of the same model
+        differently, so that it is not the same model.
+    """
+    if not studies:
+        raise LabkitError("a pool holds at least one study", "none", "Give the frames of their stores.")
+    for rows in studies:
+        _check(rows)
+    kind = ["ability", "metric"]
+    model = ["rung", "seed", "compression", "sparsity", *kind]
+    frames = [rows.assign(sparsity=rows["sparsity"].where(rows["compression"] != DENSE, 0.0)) for rows in studies]
+    items = pd.concat([rows[[*kind, "item"]].drop_duplicates() for rows in frames]).value_counts().rename("scored")
+    kinds = pd.concat([rows[kind].drop_duplicates() for rows in frames]).value_counts().rename("asked")
+    shared = items.reset_index().merge(kinds.reset_index()).query("scored == asked")[[*kind, "item"]]
+    pool: list[pd.DataFrame] = []
+    for rows in frames:
+        rows = rows.merge(shared)  # in the order of the rows
+        for known in pool:
+            both = rows.merge(known, on=list(_KEYS), suffixes=("", "_before"))
+            differ = ~np.isclose(both["value"], both["value_before"])
+            if differ.any():
+                first = _name(both, int(differ.argmax()))
+                raise LabkitError("studies that are pooled agree on a model", first, "Pool studies of one ladder.")
+            again = rows[model].merge(known[model].drop_duplicates().assign(again=True), how="left")["again"].notna()
+            rows = rows[~again.to_numpy()]
+        pool.append(rows)
+    return pd.concat(pool, ignore_index=True)
+
+
 def tables(rows: pd.DataFrame) -> dict[tuple[str, str], Tables]:
     """Rows of `labkit.records.ItemRow` as tables, by (rung, ability).
 
