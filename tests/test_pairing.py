@@ -57,9 +57,17 @@ def test_the_first_primary_metric_is_judged():
     assert primary(tables(every)["64x2", "recall"]) == TOKEN_ACCURACY
 
 
+def test_metrics_asked_in_addition_are_passed_over():
+    asked = pd.concat([BOTH, BOTH.assign(metric="answer_given", chance=np.nan)], ignore_index=True)
+    ((ability, metrics),) = tables(asked).items()
+    assert ability == ("64x2", "recall") and list(metrics) == [EXACT_MATCH]
+    np.testing.assert_array_equal(paired(metrics, GROUP)[0].value, SCORES[1])
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (BOTH.assign(chance=np.nan), "every row is complete and finite"),
         (BOTH.drop(columns="chance"), "rows without chance"),
         (BOTH.assign(value=BOTH["value"].where(BOTH.index != 2)), "seed 0, item 2'. Measure it again."),
         (pd.concat([BOTH, BOTH[:1]]), "an item is scored once; got 'two of rung 64x2"),

@@ -41,6 +41,14 @@ def test_every_ability_in_the_first_metric_it_has():
     assert dict(primary(frame)[["ability", "metric"]].to_numpy()) == {"recall": EXACT_MATCH, "markov": NLL_NATS}
 
 
+def test_metrics_asked_in_addition_are_passed_over_and_a_missing_chance_is_not():
+    plain = rows({"item": 0}, {"item": 1, "value": 0.0})
+    asked = pd.concat([plain, plain.assign(metric="answer_given", value=7.0, chance=np.nan)], ignore_index=True)
+    pd.testing.assert_frame_equal(scores(asked), scores(plain))
+    with pytest.raises(LabkitError, match="every score is finite"):
+        scores(plain.assign(chance=np.nan))
+
+
 @pytest.mark.parametrize(
     ("frame", "message"),
     [

@@ -10,7 +10,7 @@ import pandas as pd
 
 from labkit.errors import LabkitError
 from labkit.records import DENSE, ItemRow, columns
-from labkit.scores import BEST, PRIMARY
+from labkit.scores import BEST, PRIMARY, judged
 
 UNIT = BEST  # accuracies go from 0 to 1; what is best at 0 has no end that sums would be bounded by
 """How much one item's score changes at most, where it has an end: `unit` of `labkit.statistics.mean_interval`."""
@@ -98,7 +98,7 @@ def pooled(*studies: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(rows: pd.DataFrame) -> dict[tuple[str, str], Tables]:
-    """Rows of `labkit.records.ItemRow` as tables, by (rung, ability).
+    """Rows of `labkit.records.ItemRow` as tables, by (rung, ability); what is not `labkit.scores.judged` is passed over.
 
     Raises
     ------
@@ -159,6 +159,8 @@ def gains(metric: str, seeds: np.ndarray, *blocks: Block) -> np.ndarray:
 
 def _blocks(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[tuple[str, float], Block]]:
     """Tables by (rung, ability, metric), then by (compression, sparsity)."""
+    _check_columns(rows)
+    rows = judged(rows)
     _check(rows)
     if rows.empty:
         return {}
@@ -188,14 +190,16 @@ def _blocks(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[tuple[str, fl
     return blocks
 
 
-def _check(rows: pd.DataFrame) -> None:
-    """Refuse rows that are not whole."""
-    names = list(columns(ItemRow))
-    missing = [name for name in names if name not in rows.columns]
+def _check_columns(rows: pd.DataFrame) -> None:
+    missing = [name for name in columns(ItemRow) if name not in rows.columns]
     if missing:
         raise LabkitError("rows have every column of ItemRow", f"rows without {', '.join(missing)}", "Add them.")
+
+
+def _check(rows: pd.DataFrame) -> None:
+    """Refuse rows that are not whole."""
     numbers = rows[["sparsity", "value", "chance"]].to_numpy(float)
-    bad = ~np.isfinite(numbers).all(axis=1) | rows[names].isna().any(axis=1).to_numpy()
+    bad = ~np.isfinite(numbers).all(axis=1) | rows[list(columns(ItemRow))].isna().any(axis=1).to_numpy()
     if bad.any():
         raise LabkitError("every row is complete and finite", _name(rows, bad.argmax()), "Measure it again.")
 

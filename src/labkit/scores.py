@@ -20,12 +20,17 @@ MODEL = ["rung", "seed", "compression", "sparsity"]
 _KEYS = [*MODEL, "ability", "metric"]
 
 
+def judged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows without those of metrics that were asked in addition: these have no chance level, and judge no ability."""
+    return rows[rows["metric"].isin(BEST) | rows["chance"].notna()]
+
+
 def scores(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per model, ability and metric.
 
     Parameters
     ----------
-    rows : frame with the columns of `labkit.records.ItemRow`, in any order.
+    rows : frame with the columns of `labkit.records.ItemRow`, in any order; what is not `judged` is passed over.
 
     Returns
     -------
@@ -42,6 +47,7 @@ def scores(rows: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in needed if name not in rows]
     if missing:
         raise LabkitError("rows have the columns of ItemRow", f"rows without {', '.join(missing)}", "Add them.")
+    rows = judged(rows)
     if rows.empty:
         raise LabkitError("scores are means over rows", "no rows", "Evaluate some models first.")
     bad = ~np.isfinite(rows[["params", "sparsity", "value", "chance"]].to_numpy(float)).all(axis=1)
