@@ -29,8 +29,8 @@ class Evidence:
 
     Attributes
     ----------
-    rows : frame with the columns of `labkit.records.ItemRow`; with ``frequency`` (how often a fact was trained on) if
-        H7 is to be decided.
+    rows : frame with the columns of `labkit.records.ItemRow`, of several studies through `labkit.pairing.pooled`; with
+        ``frequency`` (how often a fact was trained on) if H7 is to be decided.
     outcomes : ability and outcome, as `labkit.emergence.emergence` returns.
     verdicts : rung, compression, sparsity, ability and verdict, as `labkit.verdict.judge` returns; for H8.
     """
