@@ -126,6 +126,14 @@ def test_flops_within_the_margin_are_as_dear_and_the_cheapest_way_counts():
     assert told.loc["text", "price"] == "only alone"
 
 
+def test_a_start_in_the_teachers_weights_is_priced_apart():
+    rows = study(distil_jsd=(0.1, 0.2, 0.3), scratch=(0.1, 0.5, 0.97))
+    cut = rows[rows["compression"] != "dense"].replace({"64x2 distil jsd 1M": "drop-layers 1 + distil jsd 1M"})
+    cut = cut[cut["compression"].str.startswith("drop")].assign(value=1.0)
+    told = priced(pd.concat([rows, cut.assign(run=cut["compression"])])).set_index("seen")["price"]
+    assert told.to_dict() == {"logits": "only alone", "logits and weights": "cheaper"}
+
+
 @pytest.mark.parametrize("few", ["distil sequence", "scratch"])
 def test_few_seeds_on_either_side_decide_no_price(few):
     rows = study(distil_sequence=(0.95, 1.0, 1.0), scratch=(0.1, 0.5, 0.97))

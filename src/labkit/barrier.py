@@ -11,7 +11,7 @@ from labkit.errors import LabkitError
 from labkit.pairing import UNCOMPRESSED, UNIT, Group, Tables, gains, having, paired, primary, tables
 from labkit.records import METRICS, columns
 from labkit.statistics import Spread, jeffreys_interval, ratio_interval
-from labkit.students import NEAR, students
+from labkit.students import FRESH, NEAR, students
 
 PRICES = ("cheaper", "as dear", "dearer", "only taught", "only alone", "neither", "undecided")
 """Every value of the column ``price``."""
@@ -145,7 +145,7 @@ class PriceRow:
     rung: str  # the teacher's
     size: str
     ability: str
-    seen: str  # of the teacher
+    seen: str  # of the teacher; "… and weights" for a student that starts from what is left of it
     flops: float  # of the cheapest way, teacher included, by which mean retention reaches the level; NaN if none does
     alone: float  # of the cheapest training from scratch by which it does
     price: str  # one of PRICES
@@ -159,7 +159,8 @@ def prices(bought: pd.DataFrame, min_seeds: int = 5) -> pd.DataFrame:
       from scratch do, only those with a teacher do;
     - **as dear**: FLOPs, the teacher's included, within a factor of `labkit.students.NEAR`; **cheaper**, **dearer**: not.
 
-    Doses are few, so a price is that of the smallest one measured that is enough, not the least possible.
+    Doses are few, so a price is that of the smallest one measured that is enough, not the least possible. What the
+    teacher's own training cost is in no price.
 
     Parameters
     ----------
@@ -170,6 +171,7 @@ def prices(bought: pd.DataFrame, min_seeds: int = 5) -> pd.DataFrame:
     Frame with the columns of `PriceRow`.
     """
     told = []
+    bought = bought.assign(seen=bought["seen"].where(bought["start"] == FRESH, bought["seen"] + " and weights"))
     for (rung, size, ability), group in bought.groupby(["rung", "size", "ability"], sort=False):
         alone, taught = (group[(group["seen"] == "nothing") == own] for own in (True, False))
         for seen, ways in taught.groupby("seen", sort=False):
