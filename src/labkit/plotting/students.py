@@ -115,8 +115,8 @@ def _look(names: list[str], name: str) -> tuple:
 
 
 def _tick(axes: Axes, tokens: pd.Series | None) -> None:
-    """At the tokens measured, or at powers of two of FLOPs."""
-    axes.xaxis.set_major_locator(LogLocator(base=2) if tokens is None else FixedLocator(sorted(set(tokens))))
+    """At the tokens measured, or at round numbers of FLOPs."""
+    axes.xaxis.set_major_locator(LogLocator(subs=(2, 4, 8)) if tokens is None else FixedLocator(sorted(set(tokens))))
     axes.xaxis.set_minor_locator(NullLocator())
     against = "flops" if tokens is None else "tokens"
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x, against)))
