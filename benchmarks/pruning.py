@@ -3,11 +3,16 @@
 OMP_NUM_THREADS=2 python benchmarks/pruning.py                      (ours alone)
 PYTHONPATH=src .venv-oracles/bin/python benchmarks/pruning.py       (with the extra `oracles`: side by side)
 
-Same model, same calibration tokens, same micro-batches for the plain pass. Wanda cannot be as fast as a plain pass:
-every block runs twice, dense for the norms (all but its last matrix) and pruned for the next block (but for the last).
-Each is measured in a process of its own, whose memory has no earlier peaks: the peak is what it grows by (resident
-memory, on a GPU allocated memory) from model and tokens being there until the pruned model is, its copy included.
-On a GPU also: the measured speed-up of a 2:4 matrix product with PyTorch's semi-structured tensors, batch 1 to 512.
+Same model, same calibration tokens, same micro-batches for the plain pass. All are timed in one process, in turn, round
+after round, so that what else the machine does strikes all alike; the fastest round counts. Where other work never
+stops, ``OMP_NUM_THREADS=1 … --processor`` counts the process's own processor seconds instead.
+Memory is measured in a process for each, which has no earlier peaks: the peak is what it grows by (resident memory, on
+a GPU allocated memory) from model and tokens being there until the pruned model is, its copy included.
+
+Wanda cannot be as fast as a plain pass: every block runs twice, dense for the norms (all but its last matrix) and
+pruned for the next block (but for the last block). What this alone comes to is printed beside the time.
+On a GPU also: the measured speed-up of 2:4 by PyTorch's semi-structured tensors beside dense, in the matrices of one
+real block (of the size of Llama 3 8B) and in the block as a whole, for 1 to 512 tokens at a time.
 """
 
 from __future__ import annotations
@@ -15,13 +20,15 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
+import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,18 +49,15 @@ def build(width: int, layers: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """The fastest of some runs."""
-    times = []
-    for _ in range(repeats):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call, on a GPU with all that it started."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = clock()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - start
 
 
 def memory_mib(peak: bool) -> float:
@@ -95,36 +99,78 @@ def _oneshot(oneshot: Callable, model: PreTrainedModel, tokens: Tensor, modifier
 
 
 @torch.no_grad()
-def semi_structured(width: int = 4096) -> None:
-    """2:4 beside dense, float16, square matrix of a large model's width."""
-    dense = nn.Linear(width, width, bias=False, device="cuda", dtype=torch.float16)
-    dense.weight.mul_(torch.tensor([0, 0, 1, 1], device="cuda", dtype=torch.float16).repeat(width, width // 4))
-    sparse = copy.deepcopy(dense)
-    sparse.weight = nn.Parameter(to_sparse_semi_structured(dense.weight), requires_grad=False)
-    for batch in (1, 8, 16, 32, 64, 128, 256, 512):
-        x = torch.randn(batch, width, device="cuda", dtype=torch.float16)
-        try:
-            pair = [seconds(lambda m=m: [m(x) for _ in range(100)], 5) / 100 for m in (dense, sparse)]
-            times = f"{pair[0] * 1e6:.1f} -> {pair[1] * 1e6:.1f} us"
-            print(f"2:4 {width}x{width} batch {batch:3}: {times}, x{pair[0] / pair[1]:.2f}")
-        except RuntimeError as error:
-            print(f"2:4 {width}x{width} batch {batch:3}: not supported ({str(error).splitlines()[0]})")
+def semi_structured(
+    width: int = 4096, neurons: int = 14336, device: str = "cuda", sparse: Callable = to_sparse_semi_structured
+) -> None:
+    """2:4 beside dense, in float16: every shape of matrix in one block pruned by labkit, and the whole block."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=width, intermediate_size=neurons, num_hidden_layers=1,
+        num_attention_heads=width // 128, num_key_value_heads=max(1, width // 512), pad_token_id=None,
+    )  # fmt: skip
+    dense = prune(LlamaForCausalLM(config).half().to(device).eval(), "magnitude", pattern="2:4")
+    halved = copy.deepcopy(dense)
+    for matrix in blocks.matrices(halved).values():
+        matrix.module.weight = nn.Parameter(sparse(matrix.weight), requires_grad=False)
+    pairs = {}
+    for name, matrix in blocks.matrices(dense).items():
+        label = f"{name.rpartition('.')[2]} {'x'.join(map(str, matrix.weight.shape))}"
+        pairs.setdefault(tuple(matrix.weight.shape), (label, matrix.module, halved.get_submodule(name)))
+    for tokens in (1, 8, 16, 32, 64, 128, 256, 512):
+        for (_, inputs), (label, *both) in pairs.items():
+            x = torch.randn(tokens, inputs, device=device, dtype=torch.float16)
+            _beside(label, tokens, *(partial(module, x) for module in both))
+        ids = torch.randint(1024, (tokens, 1), device=device)  # one step of generation for as many texts
+        _beside("block", tokens, *(lambda m=m: m.model(input_ids=ids, use_cache=False)[0] for m in (dense, halved)))
 
 
-def measure(asked: argparse.Namespace) -> tuple[float, float]:
-    """(seconds, MiB that memory grows by at most) of `asked.only`, one of `WORK`; in a process of its own."""
-    cuda = torch.cuda.is_available()
+def _beside(label: str, tokens: int, dense: Callable[[], Tensor], sparse: Callable[[], Tensor]) -> None:
+    """Time both, a hundred calls at a time, and see that they compute the same."""
+    try:
+        expected, found = dense().float(), sparse().float()
+        assert (found - expected).norm() < 0.01 * expected.norm(), f"{label}: 2:4 gives something else than dense"
+        times = [min(seconds(lambda f=f: [f() for _ in range(100)]) for _ in range(5)) / 100 for f in (dense, sparse)]
+        told = f"{times[0] * 1e6:.1f} -> {times[1] * 1e6:.1f} us, x{times[0] / times[1]:.2f}"
+    except RuntimeError as error:
+        told = f"not supported ({str(error).splitlines()[0]})"
+    print(f"2:4 {label}, {tokens} tokens: {told}", flush=True)
+
+
+def prepared(asked: argparse.Namespace, names: Collection[str]) -> tuple[PreTrainedModel, Tensor]:
+    """The model and its calibration tokens, after a small run of each of `names`: imports, kernels."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
-    small = torch.randint(1024, (4, 32), generator=generator)
-    WORK[asked.only](build(64, 1).to("cuda" if cuda else "cpu"), small)  # imports, kernels
-    model = build(asked.width, asked.layers).to("cuda" if cuda else "cpu")
-    tokens = torch.randint(1024, (asked.sequences, asked.length), generator=generator)
-    if cuda:
+    small, tokens = (
+        torch.randint(1024, shape, generator=generator) for shape in ((4, 32), (asked.sequences, asked.length))
+    )
+    for name in names:
+        WORK[name](build(64, 1).to(device), small)
+    return build(asked.width, asked.layers).to(device), tokens
+
+
+def measure_memory(asked: argparse.Namespace) -> float:
+    """MiB that memory grows by at most; the first run of this size, for freed memory would be used again."""
+    model, tokens = prepared(asked, [asked.memory])
+    if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     before = memory_mib(peak=False)
-    WORK[asked.only](model, tokens)  # the first run of this size: memory that is not yet there cannot be used again
-    grown = memory_mib(peak=True) - before
-    return seconds(lambda: WORK[asked.only](model, tokens), asked.repeats), grown
+    WORK[asked.memory](model, tokens)
+    return memory_mib(peak=True) - before
+
+
+def measure_times(asked: argparse.Namespace) -> dict[str, float]:
+    """Name -> seconds of the fastest round."""
+    clock = time.process_time if asked.processor else time.perf_counter
+    model, tokens = prepared(asked, names := available())
+    rounds = [{n: seconds(lambda n=n: WORK[n](model, tokens), clock) for n in names} for _ in range(asked.repeats)]
+    return {name: min(times[name] for times in rounds) for name in names}
+
+
+def least(model: PreTrainedModel) -> float:
+    """Plain passes that Wanda takes by its definition, by the products of matrices alone."""
+    sizes = [m.weight.numel() for name, m in blocks.matrices(model).items() if ".layers.0." in name]
+    block, last, layers = sum(sizes), sizes[-1], model.config.num_hidden_layers
+    return (layers * (block - last) + (layers - 1) * block) / (layers * block + model.lm_head.weight.numel())
 
 
 WORK: dict[str, Callable[[PreTrainedModel, Tensor], object]] = {
@@ -136,37 +182,48 @@ WORK: dict[str, Callable[[PreTrainedModel, Tensor], object]] = {
 }
 
 
+def available() -> list[str]:
+    return [name for name in WORK if importlib.util.find_spec("llmcompressor") or "llmcompressor" not in name]
+
+
+def child(*more: str) -> str:
+    """The last line that this file prints with these arguments too, in a process of its own."""
+    done = subprocess.run([sys.executable, *sys.argv, *more], capture_output=True, text=True)  # the peer draws bars
+    if done.returncode:
+        sys.exit(done.stderr)
+    return done.stdout.splitlines()[-1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--only", choices=WORK, help="measure this here, and print seconds and MiB")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds that are timed")
+    parser.add_argument("--processor", action="store_true", help="processor seconds instead of seconds")
+    parser.add_argument("--memory", choices=WORK, help="print the MiB that this takes, and no more")
+    parser.add_argument("--times", action="store_true", help="print the seconds of all as JSON, and no more")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    if asked.only:
-        print(*measure(asked))
+    if asked.memory or asked.times:
+        print(measure_memory(asked) if asked.memory else json.dumps(measure_times(asked)))
         return
     cuda = torch.cuda.is_available()
-    name = torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads"
-    count = asked.sequences * asked.length
-    print(f"Llama {asked.width}x{asked.layers}, {count:,} calibration tokens, 50 %, {name}")
-    work = [name for name in WORK if importlib.util.find_spec("llmcompressor") or "llmcompressor" not in name]
-    found: dict[str, tuple[float, float]] = {}
-    for name in work:
-        done = subprocess.run([sys.executable, *sys.argv, "--only", name], capture_output=True, text=True, check=True)
-        found[name] = tuple(map(float, done.stdout.splitlines()[-1].split()))
-        time_s, grown = found[name]
-        print(f"{name}: {time_s:.2f} s, x{time_s / found['plain'][0]:.2f} of a plain pass; peak +{grown:.0f} MiB")
+    where = torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads"
+    count, unit = asked.sequences * asked.length, "processor s" if asked.processor else "s"
+    print(f"Llama {asked.width}x{asked.layers}, {count:,} calibration tokens, 50 %, {where}", flush=True)
+    times = json.loads(child("--times"))
+    grown = {name: float(child("--memory", name)) for name in times}
+    for name, spent in times.items():
+        print(f"{name}: {spent:.2f} {unit}, x{spent / times['plain']:.2f} of a plain pass; peak +{grown[name]:.0f} MiB")
+    print(f"Wanda's definition alone: x{least(build(asked.width, asked.layers)):.2f} of a plain pass")
     for criterion in ("wanda", "sparsegpt"):
-        if f"llmcompressor {criterion}" in found:
-            times, peaks = zip(found[criterion], found[f"llmcompressor {criterion}"], strict=True)
-            ratios = f"{times[1] / times[0]:.2f} times as fast, {peaks[0] / peaks[1]:.2f} of the memory"
-            print(f"{criterion} beside llmcompressor: {ratios}")
-    if len(work) == 3:
-        print("llmcompressor is not installed here: nothing to compare with")
+        if (other := f"llmcompressor {criterion}") in times:
+            ratios = times[other] / times[criterion], grown[criterion] / grown[other]
+            print(f"{criterion} beside llmcompressor: {ratios[0]:.2f} times as fast, {ratios[1]:.2f} of the memory")
+        else:
+            print(f"llmcompressor is not installed here: no peer for {criterion}")
     if cuda:
         semi_structured()
 

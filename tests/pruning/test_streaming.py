@@ -189,12 +189,12 @@ def test_one_block_at_a_time_is_on_the_device(monkeypatch):
 
 
 class Live(TorchDispatchMode):
-    """Bytes of tensors made inside the with that are alive, and their peak."""
+    """Bytes of tensors made inside the with that are alive, and their peak; views of the model's are not new."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.bytes = self.peak = 0
-        self.seen: set[int] = set()
+        self.seen = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -218,7 +218,7 @@ class Live(TorchDispatchMode):
 
 def peak(model, sequences: int, kind: type) -> int:
     tokens = torch.randint(1, 168, (sequences, 12), generator=torch.Generator().manual_seed(0))
-    with Live() as live:
+    with Live(model) as live:
         for step in streaming.walk(model, tokens, kind):
             step.clear()
     return live.peak
@@ -231,3 +231,19 @@ def test_more_sequences_take_the_memory_of_their_hidden_states_and_no_more(kind)
     few, many = peak(model, 8, kind), peak(model, 64, kind)
     waiting = (64 - 8) * 12 * 32 * 4
     assert many - few <= 2 * waiting + (64 - 8) * 12 * 8  # and the tokens themselves
+
+
+@pytest.mark.parametrize("kind", [Norms, Hessian])
+def test_memory_is_a_block_its_statistics_and_one_micro_batch(kind):
+    """In bytes. The blocks are there already, and the hidden states of all sequences wait on the CPU."""
+    model, sequences, width = Rung(64, 3).build().eval(), 8, 64
+    inputs = [width] * 3 + [model.config.intermediate_size]  # of queries, keys and values; output; gates; last matrix
+    statistics = sum(4 * (size if kind is Norms else size**2) for size in inputs)
+    hidden, positions = torch.zeros(4, 12, width), torch.arange(12)[None]
+    with Live(model) as one, torch.no_grad():
+        model.model.layers[0](hidden, position_embeddings=model.model.rotary_emb(hidden, positions))
+    kept = 4 * hidden.shape[0] * hidden.shape[1] * sum(inputs)  # what matrices are given is kept until the pass is over
+    waiting = 4 * sequences * 12 * width
+    small = 8 * sequences * 12 + 8192  # tokens, positions, masks
+    found = peak(model, sequences, kind)
+    assert waiting + statistics < found <= waiting + statistics + one.peak + kept + small

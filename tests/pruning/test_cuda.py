@@ -1,0 +1,122 @@
+"""On a GPU: the same masks, blocks that visit it one at a time, memory that really runs out, patterns that it can use."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch.sparse import to_sparse_semi_structured
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from labkit.pruning import CRITERIA, blocks, masks, prune, sparsity
+from labkit.pruning.moments import Hessian, Norms
+
+DEVICE = "cuda"
+LENGTH = 64
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def built(width: int = 128, layers: int = 3) -> LlamaForCausalLM:
+    """A random model on the CPU."""
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=LENGTH, pad_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+def tokens(sequences: int) -> torch.Tensor:
+    return torch.randint(64, (sequences, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("asked", [{"sparsity": 0.5}, {"pattern": "2:4"}], ids=str)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_masks_are_those_of_the_cpu_and_the_model_stays_there(criterion, asked):
+    """Exactly where nothing is calibrated; rounding may tip a choice between scores that are nearly equal."""
+    model = built()
+    here = blocks.matrices(prune(model, criterion, calibration=tokens(32), **asked))
+    lent = prune(model, criterion, calibration=tokens(32), device=DEVICE, **asked)
+    assert {parameter.device.type for parameter in lent.parameters()} == {"cpu"}
+    assert sparsity(lent) == 0.5
+    there = blocks.matrices(prune(copy.deepcopy(model).to(DEVICE), criterion, calibration=tokens(32), **asked))
+    tipped = {"random": 0.0, "magnitude": 0.0, "wanda": 1e-3, "sparsegpt": 1e-2}[criterion]
+    for name, matrix in blocks.matrices(lent).items():
+        for other in (here[name].weight, there[name].weight.cpu()):
+            assert ((matrix.weight == 0) != (other == 0)).float().mean() <= tipped, name
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5])
+@pytest.mark.parametrize("group", masks.GROUPS)
+def test_of_equals_the_first_go_there_too(group, sparsity):
+    scores = torch.randint(0, 7, (32, 500), generator=torch.Generator().manual_seed(0)).float()
+    keep = masks.keep_highest(scores.to(DEVICE), sparsity, group)
+    assert torch.equal(keep.cpu(), masks.keep_highest(scores, sparsity, group))
+
+
+def most(work) -> int:
+    """Bytes that allocated memory grows by at most."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def one_micro_batch(model: LlamaForCausalLM, sequences: int) -> int:
+    """Bytes that one block takes with it, block and inputs of its matrices included: those are kept for a while."""
+    block, width = copy.deepcopy(model.model.layers[0]), model.config.hidden_size
+    inputs = 3 * width + model.config.intermediate_size  # of queries, keys and values; output; gates; last matrix
+
+    @torch.no_grad()
+    def work() -> None:
+        hidden = torch.zeros(sequences, LENGTH, width, device=DEVICE)
+        positions = model.model.rotary_emb(hidden.cpu(), torch.arange(LENGTH)[None])
+        block.to(DEVICE)(hidden, position_embeddings=tuple(x.to(DEVICE) for x in positions))
+
+    return most(work) + 4 * sequences * LENGTH * inputs
+
+
+@pytest.mark.parametrize(("criterion", "statistic"), [("wanda", Norms), ("sparsegpt", Hessian)])
+def test_memory_is_a_block_its_statistics_and_one_micro_batch(criterion, statistic):
+    """The model is many times as large, and so are all its activations."""
+    model, sequences = built(width=512, layers=8), blocks.MICRO_BATCH_TOKENS // LENGTH
+    most(lambda: prune(model, criterion, 0.5, calibration=tokens(4), device=DEVICE))  # workspaces that stay
+    inputs = 3 * [512] + [3 * 512]
+    statistics = sum(4 * (size if statistic is Norms else size**2) for size in inputs)
+    grown = most(lambda: prune(model, criterion, 0.5, calibration=tokens(8 * sequences), device=DEVICE))
+    assert grown <= statistics + 1.1 * one_micro_batch(model, sequences)  # blocks of the allocator are rounded up
+
+
+def test_memory_that_runs_out_halves_the_micro_batch_and_changes_nothing_else(monkeypatch):
+    model, sequences = built(width=512, layers=2), blocks.MICRO_BATCH_TOKENS // LENGTH
+    expected = prune(model, "wanda", 0.5, calibration=tokens(sequences), device=DEVICE)
+    half = one_micro_batch(model, sequences) // 2
+    torch.cuda.empty_cache()
+    allowed = torch.cuda.memory_reserved() + half
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with pytest.warns(UserWarning, match=r"out of memory in model\.layers\.0: on with \d+ calibration sequences"):
+            found = prune(model, "wanda", 0.5, calibration=tokens(sequences), device=DEVICE)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    for name, matrix in blocks.matrices(found).items():
+        differ = (matrix.weight == 0) != (blocks.matrices(expected)[name].weight == 0)
+        assert differ.float().mean() <= 1e-3, name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_two_of_four_is_a_pattern_that_the_gpu_multiplies(criterion):
+    model = built().half().to(DEVICE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls its sparse tensors a beta
+        for matrix in blocks.matrices(prune(model, criterion, pattern="2:4", calibration=tokens(32))).values():
+            x = torch.randn(64, matrix.weight.shape[1], device=DEVICE, dtype=torch.float16)
+            dense = torch.nn.functional.linear(x, matrix.weight)
+            found = torch.nn.functional.linear(x, to_sparse_semi_structured(matrix.weight))
+            assert (found - dense).float().norm() < 0.01 * dense.float().norm()
