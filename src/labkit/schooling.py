@@ -156,19 +156,21 @@ def _crew(plan: Profile, out: Path, device: str, workers: int) -> tuple[str, str
 @contextlib.contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
     """Ctrl-C goes to every process of a terminal. Those that are begun in here leave it to this one, which ends them."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if threading.current_thread() is not threading.main_thread():  # no other one may say what a signal does
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
 
 
 def _worker(plan: Profile, out: Path, device: str, mouth: Connection) -> None:
     """`_work`, in a process of its own that ends with the one that began it, and tells it what went wrong."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # its own one is shared between processes, and missed aloud when this one is ended
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     try:
         _work(plan, out, device)
