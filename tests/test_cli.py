@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import labkit
 from labkit import cli, doctor, report, schooling
 from labkit.errors import Failure, LabkitError
+from labkit.pairs import Figure
 from labkit.store import Store
 from labkit.study import Study, studies
 from labkit.verdict import judge
@@ -57,7 +58,8 @@ def filled(folder, pruned=0.2, item_seed=0):
 @pytest.fixture
 def measured(monkeypatch):
     """`Study.run` that measures nothing and fills the folder; the question is one that markup could spoil."""
-    plan = types.SimpleNamespace(question="What [red]survives[/red]?", run=lambda out, progress: filled(out))
+    asked = {"question": "What [red]survives[/red]?", "published": (), "pairs": ()}
+    plan = types.SimpleNamespace(**asked, run=lambda out, progress: filled(out))
     monkeypatch.setattr(Study, "load", classmethod(lambda cls, name: plan))
     return plan
 
@@ -208,13 +210,39 @@ def test_a_dry_run_measures_nothing_and_prints_the_arithmetic(monkeypatch):
     from labkit import planning
 
     line = planning.Line("a/b", "wanda", 3, 1, 1000, 0, 2e9, 90.0, 10, 2**20, 3 * 2**20, 0)
-    plan = types.SimpleNamespace(question="Why?")
+    plan = types.SimpleNamespace(question="Why?", needs=None, published=(), pairs=(), benchmarks=("mmlu",))
     monkeypatch.setattr(Study, "load", classmethod(lambda cls, name: plan))
     monkeypatch.setattr(planning, "foretell", lambda study, out: [line])
     code, out, _ = call("run", "quick", "--dry-run")
     text = " ".join(out.split())
     assert code == 0 and text.startswith("Why?") and "a/b wanda 3 1 1,000 2.0e+09 1.5 min 4.0" in text
     assert "2 of 3 runs, 4e+09 FLOPs, about 3.0 min (1.5 min to 7.5 min)" in text and "1.0 + 3.0 + 0.0 MiB" in text
+    assert "Not counted above: mmlu, whose items are known once their data is here." in text
+
+
+def test_a_dry_run_offline_says_what_published_models_need_then_where_to_put_them(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    code, out, err = call("run", "gpt2-distilgpt2", "--dry-run")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert lines[0] == "What did DistilGPT2 keep of GPT-2?"
+    (large,) = [line for line in lines if line.startswith("openai-community/gpt2 0.12 B")]
+    memory, disk, *_ = large.split()[3:]  # 124,439,808 parameters of 4 bytes, and a fifth more
+    assert (memory, disk) == (f"{1.2 * 4 * 124_439_808 / 2**30:.1f}", f"{4 * 124_439_808 / 2**30:.1f}")
+    assert any(line.endswith("perplexity per word 21.1 [1]") for line in lines)
+    assert "[1] model card of distilbert/distilgpt2" in lines and "ours" not in out
+    assert code == 2 and "hf download openai-community/gpt2" in err and str(tmp_path / "models--openai-community--gpt2") in err
+
+
+def test_published_figures_stand_beside_ours_after_a_run(measured, tmp_path):
+    model = "ladder/64x2/seed-0"
+    figure = Figure(model, "recall, 5-shot", "percent correct", 91.5, "a paper", "recall: exact_match")
+    measured.published, measured.pairs = (figure,), ()
+    code, out, err = call("run", "quick", "--out", tmp_path / "out")
+    (line,) = [" ".join(line.split()) for line in out.splitlines() if line.startswith(model)]
+    assert (code, err) == (0, "")  # the dense model has all of its 40 items right, the pruned one a fifth
+    assert line == f"{model} recall, 5-shot percent correct 91.5 100 exact_match 40 [1]"
+    assert "says nothing." in out and "[1] a paper" in out
 
 
 def test_a_ray_address_is_handed_on(monkeypatch, measured, tmp_path):

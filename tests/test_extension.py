@@ -218,9 +218,9 @@ def test_an_edit_of_the_file_changes_the_address_of_every_run(write, tmp_path):
     for value in (1, 2, 1):
         write(METRIC.format("one", value))
         study = Study.load(toml)
-        addresses.append(study.config("ladder/16x1/seed-0", None)["extensions"])
+        addresses.append(study._config("ladder/16x1/seed-0", None)["extensions"])
         assert value_of("always_one") == value
     assert addresses[0] == addresses[2] != addresses[1]
     # a study that was loaded before the edit speaks of the file as it is now: its rows and their address agree
     write(METRIC.format("one", 5))
-    assert study.config("ladder/16x1/seed-0", None)["extensions"] not in addresses and value_of("always_one") == 5
+    assert study._config("ladder/16x1/seed-0", None)["extensions"] not in addresses and value_of("always_one") == 5

@@ -24,7 +24,8 @@ LAYERS = (  # top first; the words in the comments are what a row is about
     | {"reader", "hypotheses", "comparison", "plotting", "published", "barrier"},
     {"ladder", "training", "zoo", "pairing", "dense_curve", "students"},  # one dial, the only loop, models by name; rows in pairs
     {"abilities", "pruning", "metrics", "divergences", "statistics", "scores", "curves", "modality"},  # the subject; formulas
-    {"records", "flops", "lineage", "extension", "hub", "pairs", "places"},  # row types; counting; what was done to a model; what users add
+    # row types; counting; what was done to a model; what users add and write
+    {"records", "flops", "lineage", "extension", "hub", "pairs", "places", "texts", "written"},
     {"errors"},
 )
 FRAME_HALF = {"errors", "extension", "records", "statistics", "scores", "curves", "pairing", "dense_curve", "store", "verdict"}

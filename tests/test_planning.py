@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from labkit.abilities import abilities, corpus
 from labkit.compression import Compression
 from labkit.flops import forward_flops_per_token
 from labkit.ladder import Rung
 from labkit.pairs import GIB
-from labkit.planning import TRAINING_BYTES, _compressed, _shape, foretell
+from labkit.planning import TRAINING_BYTES, _compressed, _shape, foretell, prompt_tokens
 from labkit.study import CALIBRATION_SEQUENCES, Study
 from labkit.zoo import load
 
@@ -77,6 +80,34 @@ def test_activations_of_training_cover_what_autograd_saves():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(torch.zeros(64, corpus().length, dtype=torch.long), use_cache=False).logits.log_softmax(-1).sum()
     assert 0.5 < trained.activation_bytes / sum(saved.values()) < 2
+
+
+def test_tokens_of_prompts_are_about_those_that_the_model_reads_and_at_most_those_it_writes(monkeypatch):
+    from labkit.prompts import ask
+    from labkit.reader import Reader
+
+    words = Tokenizer(models.WordLevel({"?": 0, "<s>": 1}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    seen = {"read": 0, "limit": 0}
+
+    def encoded(self, texts):
+        read = [*dict.fromkeys(context for context, _ in texts), *(option for _, option in texts)]
+        seen["read"] += sum(map(len, self.tokens(read)))
+        return [([0], self.tokens([option])[0]) for _, option in texts]
+
+    def written(self, prompts, limits, *rest):
+        seen["read"] += sum(map(len, self.tokens(prompts)))
+        seen["limit"] += sum(limits)
+        return [""] * len(prompts)
+
+    monkeypatch.setattr(Reader, "encode", encoded), monkeypatch.setattr(Reader, "write", written)
+    monkeypatch.setattr("labkit.prompts._tells_apart", lambda *_: None)  # a tokenizer of one word, but it counts them
+    suite = abilities("recall", "reverse")
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1))
+    ask(model, PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="<s>"), suite, 6, progress=False)
+    read, limit = prompt_tokens(Study("s", "?", (DENSE,), prompts=("recall", "reverse"), items=6))
+    assert read == pytest.approx(seen["read"], rel=0.01) and limit == seen["limit"]
+    assert prompt_tokens(study()) == (0, 0)
 
 
 def test_a_large_model_is_foretold_without_its_weights():

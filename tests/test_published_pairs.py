@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from labkit import published
 from labkit.errors import LabkitError
 from labkit.hub import is_id
 from labkit.pairs import Figure, Needs, Pair
+from labkit.published import beside
 from labkit.study import Study
 
 NAMES = ("pythia-ladder", "gpt2-distilgpt2", "llama-minitron", "llama-3.2", "qwen", "r1-distils")
@@ -66,9 +68,54 @@ def test_parameters_of_gpt2_and_its_student_are_those_of_their_shapes():
 
 
 def test_what_is_needed_is_arithmetic():
-    needs = Needs({"large": 3 * 2**30, "small": 2**30}, bytes=2)
-    assert needs.memory_gib == pytest.approx(1.2 * 6) and needs.disk_gib == 8
-    assert needs.hours(1e6, flops_per_s=2**33) == pytest.approx(1e6 / 3600)  # 2 · 4 · 2³⁰ FLOPs a token
+    needs = Needs({"large": 3 * 2**30, "small": 2**30}, bytes=2, read=4e13 / 2**31, written=8)
+    assert needs.memory_gib("large") == pytest.approx(1.2 * 6) and needs.disk_gib("small") == 2
+    # FLOPs of reading at 2e13 a second, and 1 token of 8 texts: all weights once, at 1e12 bytes a second
+    assert needs.hours("small") == pytest.approx((2 + 2**31 / 1e12) / 3600)
+    assert needs.hours("large") == pytest.approx(3 * needs.hours("small"))
+    assert needs.hours("small", needs.read, needs.written) == pytest.approx(2 * needs.hours("small"))
+
+
+def test_every_study_says_what_its_benchmarks_take(study):
+    writes = {"gsm8k", "squad_completion", "drop"} & set(study.benchmarks)
+    assert study.needs.read > 0 and (study.needs.written > 0) == bool(writes)
+
+
+# -- published figures beside ours ---------------------------------------------------------------------------------------
+
+
+def rows(*of: tuple[str, str, str, str, list[float]]) -> pd.DataFrame:
+    named = [(*which, value) for *which, values in of for value in values]
+    return pd.DataFrame(named, columns=["model", "compression", "ability", "metric", "value"])
+
+
+def test_ours_stand_beside_figures_as_means_over_items_of_the_model_the_task_and_the_metric():
+    figures = [
+        Figure("a/b", "mmlu, 5-shot", "percent correct", 60.0, "paper", "mmlu: choice_accuracy"),
+        Figure("a/b", "arc_easy, 0-shot", "fraction correct", 0.5, "paper", "arc_easy: choice_accuracy"),
+        Figure("a/c", "arc_easy, 0-shot", "fraction correct", 0.4, "paper", "arc_easy: choice_accuracy"),
+        Figure("a/b", "wikitext", "perplexity", 20.0, "card"),
+    ]
+    found = beside(
+        figures,
+        [Pair("a/x", "a/b", "distilled")],
+        rows(
+            ("a/b@main", "distilled", "mmlu_law", "choice_accuracy", [1, 1, 0]),
+            ("a/b@main", "distilled", "mmlu_art", "choice_accuracy", [0]),
+            ("a/b@main", "distilled", "mmlu_law", "nll_nats", [9, 9, 9]),
+            ("a/b@main", "distilled", "mmlux", "choice_accuracy", [1]),
+            ("a/b@main", "dense", "arc_easy", "choice_accuracy", [1, 0, 0, 0]),
+            ("a/b@main", "wanda", "arc_easy", "choice_accuracy", [0, 0, 0, 0]),
+            ("other", "dense", "arc_easy", "choice_accuracy", [1]),
+        ),
+    )
+    assert found["ours"].fillna(-1).tolist() == [50.0, 0.25, -1, -1] and found["n_items"].tolist() == [4, 4, 0, 0]
+    assert found["published"].tolist() == [60.0, 0.5, 0.4, 20.0] and found["of"].tolist()[0] == "choice_accuracy"
+
+
+def test_what_is_beside_a_figure_is_asked_by_the_study(study):
+    named = {figure.ours.partition(": ")[0] for figure in study.published} - {""}
+    assert named <= set(study.benchmarks)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +124,7 @@ def test_what_is_needed_is_arithmetic():
         (lambda: Pair("a/b", "a/b", "distilled"), "a pair is of two models; got 'a/b'. Name the smaller one"),
         (lambda: Figure("a/b", "mmlu", "percent", "60", "a paper"), "a published figure is a number; got \"'60' of a/b\""),
         (lambda: Figure("a/b", "mmlu", "percent", 60, " "), "a published figure names its source; got 'mmlu of a/b'. Say"),
+        (lambda: Figure("a/b", "mmlu", "%", 6, "x", "mmlu"), "ours names an ability and a metric; got 'mmlu'. Write e.g."),
         (lambda: Needs({}), "needs count the parameters of each model; got {}. Give"),
     ],
 )
@@ -93,6 +141,12 @@ def test_what_is_wrong_is_said(make, message):
         ('[[pair]]\ndense = "a/b"\nsmal = "a/c"\nhow = "x"', "a known key of a pair is needed; got 'smal'. Nearest: small"),
         ('models = ["a/b"]\nloading = { dtyp = "bfloat16" }', "a known key of loading is needed; got 'dtyp'. Nearest: dtype"),
         ('models = ["a/b"]\nprompts = ["recal"]', "a known ability is needed; got 'recal'. Nearest: recall"),
+        ("needs = 3", "needs of a study is a table, [needs]; got 3. Mend needs in "),
+        ('[needs]\nparameters = { "a/b" = "7B" }', "parameters of a needs is a table of numbers, e.g. { … = 1e9 }; got {'a/b': '7B'}"),
+        ('models = ["a/b"]\nloading = "bfloat16"', "loading of a study is a table of texts"),
+        ('pair = "a/b"', "pair of a study is a list of tables, [[pair]]; got 'a/b'. Mend pair in "),
+        ("[[pairs]]", "a known key of a study is needed; got 'pairs'. Nearest: pair"),
+        ("[[compresion]]", "a known key of a study is needed; got 'compresion'. Nearest: compression"),
         ("items = 3", "a study names models; got 'study'. Write e.g. models"),
     ],
 )

@@ -15,7 +15,8 @@ import pytest
 
 from labkit.errors import LabkitError
 from labkit.records import ItemRow, columns
-from labkit.study import MEASURING, Study, code_hash, studies
+from labkit.store import code_hash
+from labkit.study import MEASURING, Study, studies
 
 TINY = """
 question = "Does it run?"
@@ -125,7 +126,7 @@ def test_a_corrected_ability_has_an_address_of_its_own(tiny, monkeypatch):
 
 def test_the_hash_of_code_is_of_what_it_does(tmp_path, monkeypatch):
     """Comments, docstrings and layout do not count; a constant does."""
-    monkeypatch.setattr("labkit.study.__file__", str(tmp_path / "study.py"))
+    monkeypatch.setattr("labkit.store.__file__", str(tmp_path / "store.py"))
 
     def hashed(source: str) -> str:
         (tmp_path / "metrics.py").write_text(source)

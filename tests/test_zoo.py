@@ -20,10 +20,12 @@ from labkit.cost import cost
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
 from labkit.pairs import Pair
+from labkit.planning import foretell
 from labkit.prompts import TEMPLATES
 from labkit.pruning import blocks, drop_layers, ledger, prune, shrink
 from labkit.schooling import write_manifest
 from labkit.study import Study
+from labkit.texts import Text
 from labkit.verdict import judge
 from labkit.zoo import artifacts, damaged, load, manifest, sha256, tokenizer, weights_id, zoo
 
@@ -303,7 +305,7 @@ def test_a_weight_that_is_not_in_the_file_is_not_drawn_at_random(tmp_path):
 def test_a_model_of_another_vocabulary_is_not_asked_in_labkits_tokens(tmp_path):
     built(GPT2Config(n_embd=16, n_head=1, n_layer=1, vocab_size=300)).save_pretrained(tmp_path / "other")
     study = Study("s", "?", (str(tmp_path / "other"),), abilities=("recall",), items=5)
-    with pytest.raises(LabkitError, match="in labkit's vocabulary of 168 tokens; got .*other, which has 300'. Ask it in text"):
+    with pytest.raises(LabkitError, match="asked in labkit's vocabulary of 168; got .*other, which has 300'. Ask it in text"):
         study.run(tmp_path / "rows", progress=False)
     in_text = Study("s", "?", (str(tmp_path / "other"),), prompts=("recall",), items=5)
     with pytest.raises(LabkitError, match="text needs the tokenizer of the model; got .*other, which comes without one"):
@@ -311,15 +313,21 @@ def test_a_model_of_another_vocabulary_is_not_asked_in_labkits_tokens(tmp_path):
     assert not (tmp_path / "rows").exists()
 
 
-def test_models_of_another_vocabulary_are_asked_in_words_and_judged_as_a_pair(tmp_path):
+@pytest.fixture
+def of_words(tmp_path):
+    """Folders of two models that read bytes, with their tokenizer beside them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytewise = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
     bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     words = PreTrainedTokenizerFast(tokenizer_object=bytewise)
-    config = GPT2Config(n_embd=16, n_head=1, n_layer=1, vocab_size=256, n_positions=2048, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(n_embd=16, n_head=1, n_layer=2, vocab_size=256, n_positions=2048, bos_token_id=0, eos_token_id=0)
     for name in ("large", "small"):
         built(config).save_pretrained(tmp_path / name)
         words.save_pretrained(tmp_path / name)
+    return str(tmp_path / "large")
+
+
+def test_models_of_another_vocabulary_are_asked_in_words_and_judged_as_a_pair(of_words, tmp_path):
     pair = Pair(str(tmp_path / "large"), str(tmp_path / "small"), "made smaller")
     study = Study("s", "?", prompts=("reverse",), items=2, pairs=(pair,))
     rows = study.run(tmp_path / "rows", progress=False).frame()
@@ -328,3 +336,61 @@ def test_models_of_another_vocabulary_are_asked_in_words_and_judged_as_a_pair(tm
     assert (rows.groupby(["run", "ability", "metric"])["item"].nunique() == 2).all()
     assert set(judge(rows)["compression"]) == {"made smaller"}
     assert tokenizer(str(tmp_path / "large")).decode(tokenizer(str(tmp_path / "large"))("é b").input_ids) == "é b"
+
+
+WAYS = tuple(
+    map(
+        Compression.parse,
+        [
+            {"prune": {"criterion": "wanda", "sparsity": 0.5}, "recover": {"method": "lora", "rank": 2, "tokens": 1024}},
+            {"drop_layers": {"drop": 1}, "distill": {"tokens": 1024}},
+        ],
+    )
+)
+
+
+def test_models_of_another_vocabulary_are_compressed_and_trained_on_a_text(of_words, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "compiled", lambda model: model)
+    (tmp_path / "mine.txt").write_text("the cat sat on the mat, and so did I. " * 60)
+    (tmp_path / "mine.toml").write_text(
+        f'''question = "?"
+models = ["{of_words}"]
+compress = ["{of_words}"]
+prompts = ["reverse"]
+items = 2
+text = {{ file = "mine.txt", length = 16 }}
+compression = [
+    {{ prune = {{ criterion = "wanda", sparsity = 0.5 }}, recover = {{ method = "lora", rank = 2, tokens = 1024 }} }},
+    {{ drop_layers = {{ drop = 1 }}, distill = {{ tokens = 1024 }} }},
+]
+'''
+    )
+    study = Study.load(tmp_path / "mine.toml")
+    assert study.compressions == WAYS and study.text.file == str(tmp_path / "mine.txt")
+    assert [(line.compression, line.trained_tokens) for line in foretell(study)][1:] == [(way.name, 1024) for way in WAYS]
+    store = study.run(tmp_path / "rows", progress=False)
+    rows, traced = store.frame(), store.provenance()
+    assert (rows.groupby(["run", "ability", "metric"])["item"].nunique() == 2).all()
+    assert set(judge(rows)["compression"]) == {way.name for way in WAYS}
+    verbs = {row.run: [entry["verb"] for entry in row.lineage] for row in traced.itertuples()}
+    assert sorted(verbs.values()) == [[], ["drop_layers", "distill"], ["prune", "recover"]]
+    before = set(study.runs())
+    (tmp_path / "mine.txt").write_text("another text, of which there is as much. " * 60)
+    assert len(before & set(study.runs())) == 1  # the dense model was not trained on it
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({}, "calibration and training are in labkit's vocabulary of 168 tokens, or on a text; got '.*large, which has 256'. Give a text"),
+        ({"text": Text("gone.txt")}, r"a text to calibrate and train on is a file in UTF-8; got 'gone.txt \(No such file"),
+        ({"compressions": (Compression.parse({"train": {"student": "16x1", "tokens": 9999}}),), "text": Text("gone.txt")},
+         "a student that is a rung has labkit's vocabulary of 168 tokens; got '.*large, which has 256, and .*16x1.*'. Make the student"),
+    ],
+)  # fmt: skip
+def test_what_a_text_is_missing_for_is_said_before_anything_is_measured(of_words, tmp_path, more, message):
+    asked = {"prompts": ("reverse",), "items": 2, "compressions": WAYS}
+    study = Study("s", "?", (of_words,), (of_words,), **{**asked, **more})
+    with pytest.raises(LabkitError, match=message):
+        study.run(tmp_path / "rows", progress=False)
+    assert not (tmp_path / "rows").exists()

@@ -38,6 +38,7 @@ _HOME = {
     "recover": "recovery",
     "shrink": "pruning",
     "students": "students",
+    "text_corpus": "texts",
     "train": "training",
     "zoo": "zoo",
 }

@@ -15,10 +15,20 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from labkit.errors import Failure, LabkitError, unknown
-from labkit.terminal import comparison_table, legend, plan_table, table, verdict_tables
+from labkit.terminal import (
+    comparison_table,
+    legend,
+    needs_table,
+    plan_table,
+    published_table,
+    table,
+    verdict_tables,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from labkit.study import Study
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 PIPED_WIDTH = 120  # columns, where there is no terminal to ask
@@ -112,9 +122,7 @@ def run(
 
     plan = Study.load(study)
     if dry_run:
-        from labkit.planning import RANGE, foretell
-
-        _console().print(Text(plan.question, "bold"), plan_table(foretell(plan, out), RANGE), sep="\n")
+        _look_ahead(plan, out)
         return
     if out is None:
         raise LabkitError("rows need a place", "no --out", "Add e.g. --out runs/mine, or --dry-run to look ahead.")
@@ -134,6 +142,10 @@ def run(
         console.print(of_rung)
     if not verdicts.empty:
         console.print(legend(verdicts))
+    if plan.published:
+        from labkit.published import beside
+
+        console.print(published_table(beside(plan.published, plan.pairs, store.frame())))
     console.print(Text(answer(verdicts)), Text(f"Report: {path}"), sep="\n", soft_wrap=True)
 
 
@@ -239,6 +251,24 @@ def doctor() -> None:
     console.print(f"{faults} of {len(found)} checks failed." if faults else "All is well.")
     if faults:
         raise typer.Exit(FAILED)
+
+
+def _look_ahead(plan: Study, out: str | None) -> None:
+    """Print what a study needs and what others report, which no model need be here for; then its runs, which need the configs."""
+    from labkit.planning import RANGE, foretell, prompt_tokens
+
+    console = _console()
+    console.print(Text(plan.question, "bold"))
+    if plan.needs:
+        console.print(needs_table(plan.needs, prompt_tokens(plan)))
+    if plan.published:
+        from labkit.published import beside
+        from labkit.store import SCHEMA
+
+        console.print(published_table(beside(plan.published, plan.pairs, SCHEMA.empty_table().to_pandas())))
+    console.print(plan_table(foretell(plan, out), RANGE))
+    if plan.benchmarks:
+        console.print(Text(f"Not counted above: {', '.join(plan.benchmarks)}, whose items are known once their data is here."))
 
 
 def _console(stderr: bool = False) -> Console:

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from labkit.errors import LabkitError
 
 GIB = 2**30
+FLOPS_PER_S = 2e13  # kept up in reading: a modest share of what a recent GPU is sold with
+BYTES_PER_S = 1e12  # of GPU memory, which writing waits for: each token of a batch takes all weights once
+WRITING_BATCH = 8  # texts that are written at once, as by `labkit.harness`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Figure:
     Attributes
     ----------
     model: as in the study. task: with the number of shots. metric: with its unit. value. source: where it stands.
+    ours: "ability: metric" of our rows that comes nearest to it, where something does. An ability may be a group:
+    "mmlu: choice_accuracy" is the mean over the items of all abilities whose names begin with "mmlu_".
     """
 
     model: str
@@ -43,8 +48,11 @@ class Figure:
     metric: str
     value: float
     source: str
+    ours: str = ""
 
     def __post_init__(self) -> None:
+        if self.ours and not all(self.ours.partition(": ")):
+            raise LabkitError("ours names an ability and a metric", self.ours, 'Write e.g. "gsm8k: exact_match".')
         if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
             raise LabkitError("a published figure is a number", f"{self.value!r} of {self.model}", "Give e.g. 24.3.")
         if not self.source.strip():
@@ -59,28 +67,31 @@ class Needs:
     ----------
     parameters: model -> all its parameters, embeddings included.
     bytes: of a parameter as it is published: 2 for bfloat16 and float16, 4 for float32.
+    read, written: tokens of all benchmarks that one model reads, and that it writes; about, by our reckoning.
     """
 
     parameters: Mapping[str, float]
     bytes: int = 2
+    read: float = 0.0
+    written: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.parameters or min(self.parameters.values()) <= 0:
             raise LabkitError("needs count the parameters of each model", self.parameters, "Give e.g. gpt2 = 124e6.")
 
-    @property
-    def memory_gib(self) -> float:
-        """The largest model's weights, and a fifth more for activations and what the allocator holds."""
-        return 1.2 * self.bytes * max(self.parameters.values()) / GIB
+    def memory_gib(self, model: str) -> float:
+        """A model's weights, and a fifth more for activations and what the allocator holds."""
+        return 1.2 * self.disk_gib(model)
 
-    @property
-    def disk_gib(self) -> float:
-        """All weights."""
-        return self.bytes * sum(self.parameters.values()) / GIB
+    def disk_gib(self, model: str) -> float:
+        """Its weights."""
+        return self.bytes * self.parameters[model] / GIB
 
-    def hours(self, tokens: float, flops_per_s: float = 2e13) -> float:
-        """Of running ``tokens`` tokens through each model once, at 2 FLOPs a parameter and token.
+    def hours(self, model: str, read: float = 0.0, written: float = 0.0) -> float:
+        """Of one GPU for the benchmarks, and for so many further tokens, by two rates that this module names.
 
-        The default speed, 20 TFLOP/s kept up, is a modest share of what a recent GPU is sold with.
+        What is read takes 2 FLOPs a parameter and token; what is written takes all weights from memory, once a batch.
         """
-        return 2 * tokens * sum(self.parameters.values()) / flops_per_s / 3600
+        reading = 2 * (self.read + read) * self.parameters[model] / FLOPS_PER_S
+        writing = (self.written + written) / WRITING_BATCH * self.bytes * self.parameters[model] / BYTES_PER_S
+        return (reading + writing) / 3600

@@ -12,7 +12,7 @@ from labkit.errors import LabkitError
 from labkit.flops import TRAINING_PASSES, forward_flops_per_token
 from labkit.records import DENSE
 from labkit.store import Store
-from labkit.study import CALIBRATION_SEQUENCES, Study
+from labkit.study import CALIBRATION_SEQUENCES, Job, Study
 from labkit.zoo import model_config
 
 if TYPE_CHECKING:
@@ -64,10 +64,14 @@ def foretell(study: Study, out: Path | str | None = None) -> list[Line]:
     `PROBE_PARAMETERS` by that of a matrix product of its width.
     Memory: weights as stored, of the model and, where another is made, of the copy; activations of one batch: four
     widths and three feed-forward layers a token, and its logits; 16 bytes a parameter where it trains.
-    Items of prompts and benchmarks are not foretold: their number is known once their data is read.
+    Tokens of prompts are counted as words. Benchmarks are not foretold: their items are known once their data is read.
     """
+    from labkit.abilities import corpus
+
     store = Store(out) if out is not None and _is_store(out) else None
     asked = sum(int(ability.sample(study.items, study.seed).lengths.sum()) for ability in study.suite())
+    asked += sum(prompt_tokens(study))
+    length = study.text.length if study.text else corpus().length
     shapes: dict[str, PreTrainedModel] = {}
     rates: dict[str, float] = {}
     found: dict[tuple[str, str], Line] = {}
@@ -80,18 +84,28 @@ def foretell(study: Study, out: Path | str | None = None) -> list[Line]:
             found[key] = dataclasses.replace(line, runs=line.runs + 1, here=line.here + done)
             continue
         if key[0] not in rates:
-            rates[key[0]] = _rate(dense)
-        line = _line(model, compression, dense, asked, rates[key[0]])
+            rates[key[0]] = _rate(dense, length)
+        line = _line((model, compression), dense, asked, rates[key[0]], length)
         found[key] = dataclasses.replace(line, runs=1, here=done)
     return list(found.values())
 
 
-def _line(name: str, compression: Compression | None, dense: PreTrainedModel, asked: int, rate: float) -> Line:
-    from labkit.abilities import corpus
+def prompt_tokens(study: Study) -> tuple[int, int]:
+    """Tokens that a model reads and writes for the prompts of a study, about (`labkit.prompts.text_tokens`)."""
+    if not study.prompts:
+        return 0, 0
+    from labkit.abilities import abilities
+    from labkit.prompts import text_tokens
+
+    return text_tokens(abilities(*study.prompts), study.items, study.seed)
+
+
+def _line(job: Job, dense: PreTrainedModel, asked: int, rate: float, length: int) -> Line:
     from labkit.evaluation import CPU_BATCH_TOKENS
 
+    name, compression = job
     small = _compressed(dense, compression)
-    length, steps = corpus().length, dict(compression.steps) if compression else {}
+    steps = dict(compression.steps) if compression else {}
     trained, flops = 0, float(asked * forward_flops_per_token(small, length))
     if compression is not None:
         flops += CALIBRATION_SEQUENCES * length * forward_flops_per_token(dense, length)
@@ -152,14 +166,13 @@ def _compressed(dense: PreTrainedModel, compression: Compression | None) -> PreT
     return _shape(written) if {"drop_layers", "shrink"} & set(steps) else dense
 
 
-def _rate(shape: PreTrainedModel) -> float:
+def _rate(shape: PreTrainedModel, length: int) -> float:
     """FLOP/s of a short forward pass of this shape on the device that the study would run on."""
     import torch
 
-    from labkit.abilities import corpus
     from labkit.evaluation import CPU_BATCH_TOKENS
 
-    device, length = "cuda" if torch.cuda.is_available() else "cpu", corpus().length
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     rows, text = CPU_BATCH_TOKENS // length, shape.config.get_text_config()
     if sum(p.numel() for p in shape.parameters()) <= PROBE_PARAMETERS:
         model = type(shape)(shape.config).to(device).eval()

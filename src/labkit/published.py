@@ -1,12 +1,14 @@
-"""Scores that others have published, in the form of our own rows, so that the same rule reads both."""
+"""Scores that others have published: in the form of our own rows, so that the same rule reads both, or beside ours."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from labkit.pairs import Figure, Pair
 from labkit.records import DENSE, EXACT_MATCH, NLL_NATS, ItemRow, columns
 
 PYTHIA = Path(__file__).parent / "artifacts" / "published" / "pythia_final_step.csv"
@@ -61,3 +63,21 @@ def pythia_rows() -> pd.DataFrame:
 def _non_embedding(layers: pd.Series, width: pd.Series) -> pd.Series:
     """Parameters of GPT-NeoX blocks and the last layer norm: 12 d² in matrices, 13 d in biases and norms, a block."""
     return layers * (12 * width**2 + 13 * width) + 2 * width
+
+
+def beside(figures: Sequence[Figure], pairs: Sequence[Pair], rows: pd.DataFrame) -> pd.DataFrame:
+    """Published figures beside our means: one row a figure, in their order.
+
+    Columns model, task, metric, published, ours (the mean, times 100 where the published one is in percent), of (the
+    metric of ours), n_items, source. Ours is NaN, of 0 items, where the rows do not hold it. Counted are models as they
+    were published, dense or as the smaller of a pair, and none that we compressed. Items, prompts and shots of the two
+    differ: nothing is concluded from the difference.
+    """
+    rows, found = rows[rows["compression"].isin([DENSE, *(pair.how for pair in pairs)])], []
+    for figure in figures:
+        ability, _, metric = figure.ours.partition(": ")
+        named = (rows["ability"] == ability) | rows["ability"].str.startswith(f"{ability}_")
+        mine = rows[(rows["model"].str.split("@").str[0] == figure.model) & named & (rows["metric"] == metric)]
+        mean = mine["value"].mean() * (100 if "percent" in figure.metric else 1)
+        found.append((figure.model, figure.task, figure.metric, figure.value, mean, metric, len(mine), figure.source))
+    return pd.DataFrame(found, columns=["model", "task", "metric", "published", "ours", "of", "n_items", "source"])

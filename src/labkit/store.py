@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import datetime
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -57,6 +59,25 @@ def run_id(config: Mapping[str, Any]) -> str:
     except (TypeError, ValueError) as error:
         raise LabkitError("a configuration is finite JSON", config, f"Use plain values: {error}.") from error
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def code_hash(*names: str) -> str:
+    """Hash of what modules of labkit do: their syntax trees, without docstrings; comments and layout do not count.
+
+    It stands in every run's address, so that rows of an ability, metric or criterion since corrected are not taken for
+    rows of the present one.
+    """
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for name in names:
+        paths = sorted((root / name).glob("*.py")) if (root / name).is_dir() else [root / f"{name}.py"]
+        for path in paths:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                    node.body = node.body[1:] or [ast.Pass()]
+            digest.update(f"{path.name}:{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def provenance(config: Mapping[str, Any], artifacts: Mapping[str, str], wall_s: float, device: str) -> dict[str, Any]:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import fnmatch
-import functools
-import hashlib
 import json
 import re
 import shutil
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from labkit import extension
-from labkit.compression import Compression
+from labkit import extension, written
+from labkit.compression import STUDENT_VERBS, Compression
 from labkit.errors import LabkitError, unknown
 from labkit.hub import is_id
 from labkit.pairs import Figure, Needs, Pair
 from labkit.records import DENSE
-from labkit.store import Store, provenance, run_id
+from labkit.store import Store, code_hash, provenance, run_id
+from labkit.texts import Text, text_corpus
 from labkit.zoo import load, manifest, model_config, tokenizer, weights_id
 
 if TYPE_CHECKING:
@@ -38,6 +35,7 @@ CALIBRATION_SEQUENCES = 128
 RECOVERY_SEED = 2_000_000  # far from the streams of training (the model's seed) and of calibration (1,000,000 and up)
 MEASURING = ("abilities", "metrics", "evaluation")  # the modules that decide the rows of a dense model
 LOADING = ("dtype", "device_map")
+TABLES = {"compression": "compressions", "pair": "pairs"}  # key of a study file -> attribute
 WAIT_S = 0.5  # between looks at runs that another process has taken
 
 Job = tuple[str, Compression | None]
@@ -61,6 +59,7 @@ class Study:
     extensions: Python files that add abilities, criteria, divergences or metrics (`labkit.extension`).
     loading: ``dtype`` and ``device_map`` of `labkit.load`.
     pairs: models that others made smaller, measured as compressions of their dense model.
+    text: what models of another vocabulary than labkit's are calibrated and trained on, where they are compressed.
     needs, published: for the reader: what it takes, and what others report (`labkit.pairs`).
     """
 
@@ -78,6 +77,7 @@ class Study:
     prompts: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
     pairs: tuple[Pair, ...] = ()
+    text: Text | None = None
     needs: Needs | None = None
     published: tuple[Figure, ...] = ()
 
@@ -104,22 +104,21 @@ class Study:
         path = Path(name) if str(name).endswith(".toml") else STUDIES / f"{name}.toml"
         if not path.is_file():
             raise unknown("study, or path of a .toml file,", str(name), studies())
-        try:
-            written = tomllib.loads(path.read_text())
-        except ValueError as error:
-            raise LabkitError("a study is a TOML file", f"{path}: {error}", "Mend it at the place named.") from None
-        _check_types(written, path)
+        values = {"name": path.stem, **written.read(path, "a study")}
+        written.check(cls, values, str(path), TABLES)
         # Before anything is looked up by name. A path is one from the folder of the study.
-        written["extensions"] = [str(path.parent / each) for each in written.get("extensions", [])]
-        extension.read(written["extensions"])
-        tables = enumerate(written.pop("compression", []), start=1)
-        compressions = tuple(one for number, each in tables for one in _expand(each, f"{path}, compression {number}"))
-        for key, kind in (("pair", Pair), ("published", Figure)):
-            written["pairs" if key == "pair" else key] = [_build(kind, each) for each in written.pop(key, [])]
-        if "needs" in written:
-            written["needs"] = _build(Needs, written["needs"])
-        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in written.items()}
-        return _build(cls, {"name": path.stem, **lists, "compressions": compressions})
+        values["extensions"] = [str(path.parent / each) for each in values.get("extensions", [])]
+        extension.read(values["extensions"])
+        tables = enumerate(values.pop("compression", []), start=1)
+        values["compressions"] = [c for number, each in tables for c in _expand(each, f"{path}, compression {number}")]
+        values["pairs"] = [written.build(Pair, each, str(path)) for each in values.pop("pair", [])]
+        values["published"] = [written.build(Figure, each, str(path)) for each in values.get("published", [])]
+        for key, kind in (("needs", Needs), ("text", Text)):
+            if key in values:
+                values[key] = written.build(kind, values[key], str(path))
+        if "text" in values:
+            values["text"] = dataclasses.replace(values["text"], file=str(path.parent / values["text"].file))
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
     def jobs(self) -> list[Job]:
         """(model, compression) of every run, all of a model's runs together; None is the dense model."""
@@ -171,16 +170,33 @@ class Study:
         from labkit.abilities import abilities, vocabulary
 
         own = {ability.name for ability in abilities()} & {ability.name for ability in self.suite()}
-        compressed = {model for model, compression in self.jobs() if compression is not None}
+        compressed = {model: compression for model, compression in self.jobs() if compression is not None}
+        students = [c.name for c in self.compressions if any("student" in dict(a) for v, a in c.steps if v in STUDENT_VERBS)]
         for model in dict.fromkeys(model for model, _ in self.jobs()):
             asked = model_config(model)
             size = (asked.get("text_config") or asked).get("vocab_size", vocabulary.SIZE)
-            if size != vocabulary.SIZE and (own or model in compressed):
-                rule = f"abilities, calibration and training of a study are in labkit's vocabulary of {vocabulary.SIZE} tokens"
-                remedy = "Ask it in text (prompts or benchmarks); compress it in a notebook, and name the folder in a pair."
-                raise LabkitError(rule, f"{model}, which has {size}", remedy)
-            if self.prompts or self.benchmarks:
+            received = f"{model}, which has {size}"
+            if size != vocabulary.SIZE and own:
+                rule = f"abilities in tokens are asked in labkit's vocabulary of {vocabulary.SIZE}"
+                raise LabkitError(rule, received, "Ask it in text: prompts, or benchmarks.")
+            if size != vocabulary.SIZE and model in compressed and self.text is None:
+                rule = f"calibration and training are in labkit's vocabulary of {vocabulary.SIZE} tokens, or on a text"
+                raise LabkitError(rule, received, 'Give a text of yours: text = { file = "my.txt", length = 128 }.')
+            if size != vocabulary.SIZE and model in compressed and students:
+                rule = f"a student that is a rung has labkit's vocabulary of {vocabulary.SIZE} tokens"
+                raise LabkitError(rule, f"{received}, and {students[0]}", "Make the student of its layers: drop_layers.")
+            if self.prompts or self.benchmarks or self.text and model in compressed:
                 tokenizer(model)
+        if self.text and compressed:
+            self._corpus(next(iter(compressed)), self.seed)
+
+    def _corpus(self, model: str, seed: int) -> Any:
+        """What a model is calibrated and trained on."""
+        from labkit.abilities import corpus
+
+        if self.text is None:
+            return corpus(seed)
+        return text_corpus(self.text.file, tokenizer(model), self.text.length, seed)
 
     def suite(self) -> tuple[Ability, ...]:
         """Labkit's abilities and added ones that are asked in tokens."""
@@ -200,16 +216,17 @@ class Study:
             "abilities": [repr(ability) for ability in self.suite()],
             "metrics": list(self.metrics),
             "extensions": extension.read(self.extensions),
-            **self._in_text(abilities(*self.prompts)),
+            **self._in_text(abilities(*self.prompts), compression),
             "items": self.items,
             "seed": self.seed,
             "code": code_hash(*MEASURING, *(compression.modules if compression is not None else ())),
         }
 
-    def _in_text(self, asked: tuple[Ability, ...]) -> dict[str, Any]:
-        """What was asked in text, and how models were loaded; absent where nothing is said of it."""
+    def _in_text(self, asked: tuple[Ability, ...], compression: Compression | None) -> dict[str, Any]:
+        """What was asked in text or compressed with one, and how models were loaded; absent where nothing is said of it."""
         said = {
             "loading": dict(self.loading),
+            "text": compression and self.text and [self.text.sha256, self.text.length, code_hash("texts")],
             "prompts": self.prompts and [repr(ability) for ability in asked] + [code_hash("prompts", "reader")],
             "benchmarks": self.benchmarks and [*self.benchmarks, code_hash("harness", "reader")],
         }
@@ -242,7 +259,6 @@ class Study:
         """Write the rows of one run. ``loaded`` keeps the last model by name, for the next run."""
         import torch
 
-        from labkit.abilities import corpus
         from labkit.flops import non_embedding_params
         from labkit.lineage import lineage
 
@@ -258,10 +274,10 @@ class Study:
         model = loaded[name]
         made: tuple = ()
         if compression is not None:
-            calibration = torch.from_numpy(corpus(self.seed).calibration(CALIBRATION_SEQUENCES)).to(model.device)
+            calibration = self._corpus(name, self.seed).calibration(CALIBRATION_SEQUENCES)
             # Recovery sees rows of a stream of its own, and random masks differ between the seeds of a rung.
-            partial = store.scratch(run)
-            model = compression.apply(model, calibration, corpus(RECOVERY_SEED + seed), self.seed + seed, partial)
+            rows, stream = torch.from_numpy(calibration).to(model.device), self._corpus(name, RECOVERY_SEED + seed)
+            model = compression.apply(model, rows, stream, self.seed + seed, store.scratch(run))
             made = lineage(model)
         rows = self._answers(model, name).assign(
             run=run,
@@ -284,41 +300,6 @@ def studies() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in STUDIES.glob("*.toml")))
 
 
-@functools.cache
-def code_hash(*names: str) -> str:
-    """Hash of what modules of labkit do: their syntax trees, without docstrings; comments and layout do not count.
-
-    It stands in every run's address, so that rows of an ability, metric or criterion since corrected are not taken for
-    rows of the present one.
-    """
-    root, digest = Path(__file__).parent, hashlib.sha256()
-    for name in names:
-        paths = sorted((root / name).glob("*.py")) if (root / name).is_dir() else [root / f"{name}.py"]
-        for path in paths:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-                    node.body = node.body[1:] or [ast.Pass()]
-            digest.update(f"{path.name}:{ast.dump(tree)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _check_types(written: Mapping[str, Any], path: Path) -> None:
-    """Refuse a text where there is to be a list, and so on, naming the file and the key."""
-    forms = {field.name: str(field.type) for field in dataclasses.fields(Study)}
-    for key, value in written.items():
-        listed = isinstance(value, list)
-        fits, form = {
-            "str": (isinstance(value, str), 'a text, e.g. "…"'),
-            "int": (isinstance(value, int) and not isinstance(value, bool), "a whole number"),
-            "tuple[str, ...]": (listed and all(isinstance(each, str) for each in value), 'a list of texts, e.g. ["…"]'),
-        }.get(forms.get(key, ""), (True, ""))
-        if key in ("compression", "pair", "published"):
-            fits, form = listed and all(isinstance(each, dict) for each in value), f"a list of tables, [[{key}]]"
-        if not fits:
-            raise LabkitError(f"{key} of a study is {form}", value, f"Mend {key} in {path}.")
-
-
 def _expand(table: Mapping[str, Any], where: str) -> list[Compression]:
     """The compressions of one table; what is wrong with it is told with its place."""
     try:
@@ -328,18 +309,6 @@ def _expand(table: Mapping[str, Any], where: str) -> list[Compression]:
     except (TypeError, ValueError, AttributeError) as error:
         rule = "arguments of a compression have the types that labkit's verb of that name takes"
         raise LabkitError(rule, table, f"{error}. Where: {where}.") from None
-
-
-def _build(kind: type, values: dict[str, Any]) -> Any:
-    """A dataclass from what a file says; refuses a key that is not one of its fields, and misses none that is needed."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for key in values:
-        if key not in fields:
-            raise unknown(f"key of a {kind.__name__.lower()}", key, fields)
-    needed = [name for name, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING and name not in values]
-    if needed:
-        raise LabkitError(f"a {kind.__name__.lower()} names {', '.join(needed)}", sorted(values), "Add what is missing.")
-    return kind(**values)
 
 
 def _matching(patterns: list[str] | tuple[str, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the command line prints: tables of verdicts and comparisons that fit a terminal."""
+"""What the command line prints: tables of verdicts, comparisons, plans and published figures that fit a terminal."""
 
 from __future__ import annotations
 
@@ -130,6 +130,46 @@ def plan_table(lines: Sequence[Any], span: tuple[float, float]) -> Table:
             Text(line.model), Text(line.compression), f"{line.runs}", f"{line.here}", f"{line.asked_tokens:,}",
             f"{line.trained_tokens:,}" if line.trained_tokens else "", f"{line.flops:.1e}",
             _duration(line.seconds), f"{line.memory_bytes / 2**20:,.1f}",
+        )  # fmt: skip
+    return made
+
+
+def needs_table(needs: Any, prompts: tuple[int, int]) -> Table:
+    """What each model of `labkit.pairs.Needs` takes on one GPU; of the prompts, tokens that are read and written."""
+    made = table(
+        "model", ">parameters", ">GPU memory\nGiB", ">disk\nGiB", ">time",
+        caption=Text(
+            f"By arithmetic, before any model is there. Together: {sum(map(needs.disk_gib, needs.parameters)):.1f} GiB of disk, "
+            f"{_duration(3600 * sum(needs.hours(model, *prompts) for model in needs.parameters))} of one GPU, for about "
+            f"{needs.read + prompts[0]:.1g} tokens read and {needs.written + prompts[1]:.1g} written by each model. Memory: "
+            "the weights and a fifth more. A model larger than the GPU: loading = { device_map = \"auto\" }."
+        ),
+    )  # fmt: skip
+    for model, parameters in needs.parameters.items():
+        made.add_row(
+            Text(model), f"{parameters / 1e9:.2f} B", f"{needs.memory_gib(model):.1f}", f"{needs.disk_gib(model):.1f}",
+            _duration(3600 * needs.hours(model, *prompts)),
+        )  # fmt: skip
+    return made
+
+
+def published_table(frame: pd.DataFrame) -> Table:
+    """What `labkit.published.beside` says; without our column where nothing is measured yet."""
+    measured = bool(frame["n_items"].sum())
+    sources = list(dict.fromkeys(frame["source"]))
+    made = table(
+        "model", "task", "metric", ">published", *((">ours", "of", ">items") if measured else ()), ">source",
+        title=Text("What others report", "bold"),
+        caption=Text(
+            ("Ours: other items, prompts and shots, so the difference of the two columns says nothing.\n" if measured else "")
+            + "\n".join(f"[{number}] {source}" for number, source in enumerate(sources, start=1))
+        ),
+    )  # fmt: skip
+    for row in frame.itertuples():
+        ours = (f"{row.ours:.3g}", Text(row.of), f"{row.n_items:,}") if row.n_items else ("", "", "")
+        made.add_row(
+            Text(row.model), Text(row.task), Text(row.metric), f"{row.published:.3g}", *(ours if measured else ()),
+            Text(f"[{sources.index(row.source) + 1}]"),
         )  # fmt: skip
     return made
 

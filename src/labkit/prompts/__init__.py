@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ from labkit.records import EXACT_MATCH, IGNORE, NLL_NATS
 
 __all__ = [
     "OWN", "TEMPLATES", "WORDINGS", "Question", "Template", "Wording", "ask", "askable",
-    "own_tokenizer", "prompt", "sensitivity",
+    "own_tokenizer", "prompt", "sensitivity", "text_tokens",
 ]  # fmt: skip
 
 COLUMNS = (*SCORES, "template")
@@ -145,6 +146,23 @@ def prompt(template: Template, question: Question, examples: Sequence[Question] 
     for one in (*examples, question):
         parts += [template.question.format(question=one.text(template.own)), one.say(one.answer, template.own)]
     return [task + parts[0], *parts[1:-1]]
+
+
+def text_tokens(suite: Sequence[Ability], n: int = 128, seed: int = 0, shots: int = 3) -> tuple[int, int]:
+    """About how many tokens `ask` makes a model read, and at most write, without a tokenizer: words and marks count.
+
+    A prompt is read for the candidates, which share it, and once more for what the model says.
+    """
+    read = written = 0
+    for one in (_Asked.of(None, *pair, (n, seed, shots), False) for pair in _each(suite, TEMPLATES)):
+        sizes = [[_words(option) for option in options] for options in one.options]
+        read += 2 * sum(map(_words, one.prompts)) + sum(map(sum, sizes))
+        written += sum(max(of_item) + MORE for of_item in sizes)
+    return read, written
+
+
+def _words(text: str) -> int:
+    return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 def own_tokenizer() -> PreTrainedTokenizerFast:
