@@ -15,17 +15,23 @@ README = HERE.parent / "README.md"
 BEGIN, END = "<!-- found:begin -->\n", "<!-- found:end -->"
 SHOWN = "64x2"  # the rung whose compressions the table shows
 WAYS = (("wanda", 0.5), ("random", 0.5), ("drop-layers 1", 0.0))
+NEAR = 0.05  # of chance, or of a perfect score
+VERBS = {"kept": "keeps", "degraded": "degrades", "lost": "loses", "undecided": "leaves open"}
 
 
 def found(rows: pd.DataFrame, verdicts: pd.DataFrame) -> str:
-    """Markdown: per ability the mean score on each rung, and what compressing one rung leaves of it."""
+    """Markdown: what there is to see, in sentences, and per ability the mean score on each rung and what compressions leave."""
     dense = rows[(rows["compression"] == "dense") & rows["metric"].isin(["exact_match", "token_accuracy"])]
     exact = set(dense.loc[dense["metric"] == "exact_match", "ability"])
     dense = dense[(dense["metric"] == "exact_match") | ~dense["ability"].isin(exact)]
     score = dense.pivot_table(index="ability", columns="rung", values="value")
     rungs = dense.groupby("rung")["params"].first().sort_values().index
     seeds = dense.groupby("rung")["seed"].nunique()
+    chance = dense.groupby("ability")["chance"].mean()
     lines = [
+        _emerges(score[list(rungs)], chance),
+        *(_leaves(verdicts, *way) for way in WAYS),
+        "",
         "Left: mean score of the dense models (exact match; token accuracy for markov) with the number of seeds. Right: "
         f"what is left of it in {SHOWN} after one-shot compression without any healing, as retention (1 as the dense "
         "model, 0 as chance) with its 95 % interval, and the verdict.",
@@ -34,7 +40,6 @@ def found(rows: pd.DataFrame, verdicts: pd.DataFrame) -> str:
         + " | " + " | ".join(_title(*way) for way in WAYS) + " |",
         "|---" * (2 + len(rungs) + len(WAYS)) + "|",
     ]  # fmt: skip
-    chance = dense.groupby("ability")["chance"].mean()
     order = score.loc[:, list(rungs)].mean(axis=1).sort_values(ascending=False).index
     for ability in order:
         cells = [f"{score.loc[ability, rung]:.2f}" for rung in rungs]
@@ -42,6 +47,26 @@ def found(rows: pd.DataFrame, verdicts: pd.DataFrame) -> str:
             f"| {ability} | {chance[ability]:.2f} | " + " | ".join([*cells, *(_cell(verdicts, ability, *w) for w in WAYS)]) + " |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _emerges(score: pd.DataFrame, chance: pd.Series) -> str:
+    """Which abilities the rungs (columns, by size) have: from some size on, all along, never."""
+    first, last = score.columns[0], score.columns[-1]
+    low, high = score.sub(chance, axis=0) <= NEAR, score >= 1 - NEAR
+    told = {
+        f"at chance in {first} and near perfect in {last}": low[first] & high[last],
+        f"near perfect in every rung but {first}": high.drop(columns=first).all(axis=1),
+        "never above chance": low.all(axis=1),
+    }
+    parts = [f"{', '.join(score.index[which])} {'is' if which.sum() == 1 else 'are'} {how}" for how, which in told.items() if which.any()]
+    return f"- **With size**: {'; '.join(parts)} (within {NEAR})."
+
+
+def _leaves(verdicts: pd.DataFrame, compression: str, sparsity: float) -> str:
+    fits = (verdicts["rung"] == SHOWN) & (verdicts["compression"] == compression) & (verdicts["sparsity"] == sparsity)
+    groups = verdicts[fits].groupby("verdict")["ability"]
+    told = [f"{VERBS[verdict]} {', '.join(groups.get_group(verdict))}" for verdict in VERBS if verdict in groups.groups]
+    return f"- **{_title(compression, sparsity)}** of {SHOWN} {'; '.join(told)}."
 
 
 def _title(compression: str, sparsity: float) -> str:
