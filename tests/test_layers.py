@@ -20,17 +20,17 @@ LAYERS = (  # top first; the words in the comments are what a row is about
     | {"inheritance", "imitation"},  # students, by the judge's rule
     {"compression", "inside", "prompts", "harness"},  # a chain of verbs, as a study writes it; questions in words, ours and others'
     # measure and change a model; keep, judge, compare and draw rows
-    {"evaluation", "cost", "distillation", "recovery", "store", "verdict", "breakpoints", "emergence", "contrast"}
+    {"evaluation", "cost", "distillation", "recovery", "quantization", "store", "verdict", "breakpoints", "emergence", "contrast"}
     | {"reader", "hypotheses", "comparison", "plotting", "published", "barrier"},
     {"ladder", "training", "zoo", "pairing", "dense_curve", "students"},  # one dial, the only loop, models by name; rows in pairs
     {"abilities", "pruning", "metrics", "divergences", "statistics", "scores", "curves", "modality"},  # the subject; formulas
     # row types; counting; what was done to a model; what users add and write
-    {"records", "flops", "lineage", "extension", "hub", "pairs", "places", "texts", "written"},
+    {"records", "flops", "lineage", "extension", "hub", "pairs", "places", "texts", "written", "storage"},
     {"errors"},
 )
 FRAME_HALF = {"errors", "extension", "records", "statistics", "scores", "curves", "pairing", "dense_curve", "store", "verdict"}
 FRAME_HALF |= {"breakpoints", "emergence", "contrast", "hypotheses", "comparison", "plotting", "published", "simulation"}
-FRAME_HALF |= {"exercises", "report", "modality", "students", "inheritance", "imitation", "barrier", "places"}
+FRAME_HALF |= {"exercises", "report", "modality", "students", "inheritance", "imitation", "barrier", "places", "storage"}
 TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors.torch"}
 
 # Inside a package the same rule: these rows at the bottom, every other file in one row above them, `__init__` on top.

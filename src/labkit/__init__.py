@@ -35,6 +35,7 @@ _HOME = {
     "lineage": "lineage",
     "load": "zoo",
     "prune": "pruning",
+    "quantize": "quantization",
     "recover": "recovery",
     "shrink": "pruning",
     "students": "students",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-VERBS = ("prune", "drop_layers", "shrink", "train", "distill", "recover")
+VERBS = ("prune", "drop_layers", "shrink", "train", "distill", "recover", "quantize")
 """In the order they are applied."""
 
 SIZES = {"heads": "num_attention_heads", "ffn": "intermediate_size", "width": "hidden_size"}
@@ -40,7 +40,7 @@ class Compression:
     ----------
     steps: ((verb, ((argument, value), …)), …) in the order of `VERBS`; arguments as in ``labkit.prune``
         (and ``allocation``, one of `ALLOCATIONS`), ``labkit.drop_layers`` (or ``drop``, how many to take away), ``labkit.shrink`` (a float is a share of what the
-        model has) and ``labkit.recover``.
+        model has), ``labkit.recover`` and ``labkit.quantize``.
         ``train`` makes a ``student`` (the name of a rung) from scratch: the control, which never sees the model.
         ``distill`` makes one that learns from the model, or from what the steps before left of it, where no
         ``student`` is named; arguments as in ``labkit.distill`` and its ``Options``.
@@ -96,6 +96,8 @@ class Compression:
             "distillation": "distill" in verbs,
             "ladder": verbs & {"train", "distill"},
             "recovery": "recover" in verbs,
+            "quantization": "quantize" in verbs,
+            "storage": "quantize" in verbs,
             "training": verbs & {"train", "distill", "recover"},
         }
         return tuple(module for module, needed in used.items() if needed)
@@ -174,6 +176,10 @@ def _function(verb: str) -> Callable:
         from labkit.recovery import recover
 
         return recover
+    if verb == "quantize":
+        from labkit.quantization import quantize
+
+        return quantize
     from labkit import pruning
 
     return getattr(pruning, verb)
@@ -194,6 +200,10 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
             raise unknown("allocation", allocation, ALLOCATIONS)
         if allocation != "uniform" and arguments.get("pattern") is not None:
             raise LabkitError("a pattern has one sparsity", f"allocation={allocation!r}", "Leave one of them out.")
+    if verb == "quantize":
+        from labkit.quantization import check_quantize
+
+        check_quantize(**arguments)
     if verb in STUDENT_VERBS:
         _check_student(verb, arguments)
     if verb == "drop_layers" and ("drop" in arguments) == ("keep" in arguments):
@@ -257,6 +267,10 @@ def _distill_name(asked: dict[str, Any]) -> str:
     return " ".join([*filter(None, first), *(f"{name} {asked[name]:g}" for name in options), _count(asked["tokens"])])
 
 
+def _bits_name(asked: dict[str, Any]) -> str:
+    return f"int{asked.get('bits', inspect.signature(_function('quantize')).parameters['bits'].default)}"
+
+
 def _count(tokens: int) -> str:
     return f"{tokens / 1e6:.3g}M" if tokens >= 1_000_000 else f"{tokens // 1000}k"
 
@@ -265,4 +279,12 @@ def _share(value: float) -> str:
     return f"{value:.0%}" if isinstance(value, float) else str(value)
 
 
-_NAMES = {"prune": _prune_name, "drop_layers": _layers_name, "shrink": _shrink_name, "train": _train_name, "distill": _distill_name, "recover": _recover_name}
+_NAMES = {
+    "prune": _prune_name,
+    "drop_layers": _layers_name,
+    "shrink": _shrink_name,
+    "train": _train_name,
+    "distill": _distill_name,
+    "recover": _recover_name,
+    "quantize": _bits_name,
+}

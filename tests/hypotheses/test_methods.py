@@ -1,4 +1,4 @@
-"""H6 on rows whose truth is known."""
+"""H6 and H9 on rows whose truth is known."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from labkit.hypotheses import Evidence, examine
-from labkit.hypotheses.methods import H6
+from labkit.hypotheses.methods import H6, H9
 from labkit.records import DENSE, EXACT_MATCH
 
 ABILITIES = [f"a{n}" for n in range(8)]
@@ -89,3 +89,42 @@ def test_an_ability_that_one_dense_model_lacks_is_not_compared():
     rows = rows_of(0.5 + TILT + noise(0), 0.5 + noise(1))
     rows.loc[(rows["compression"] == DENSE) & (rows["seed"] == 2) & (rows["ability"] == "a7"), "value"] = 0.1
     assert "over 7 abilities" in one(rows)["reason"]
+
+
+# --- H9: at equal bytes ------------------------------------------------------------------------------------------------
+
+
+def at_equal_bytes(quantised, pruned, sparsity=0.78125, names=("int4", "wanda")):
+    rows = rows_of(quantised, pruned, names=names)
+    rows.loc[rows["compression"] == names[1], "sparsity"] = sparsity
+    return examine(Evidence(rows, KINDS), [H9]).iloc[0]
+
+
+@pytest.mark.parametrize(("outcome", "apart"), [("supported", 0.2), ("refuted", -0.2), ("undecided", 0.0)])
+def test_quantised_beside_pruned_models_of_the_same_dense_one(outcome, apart):
+    quantised, pruned = 0.6 + apart / 2 + noise(0), 0.6 - apart / 2 + noise(1)
+    found = at_equal_bytes(quantised, pruned)
+    assert found["outcome"] == outcome and found["n_models"] == 5
+    each = (quantised - pruned).mean(axis=1)
+    assert (found["estimate"], found["p"]) == pytest.approx((each.mean(), stats.ttest_1samp(each, 0, alternative="greater").pvalue))
+    assert f"R(quantised) − R(wanda), mean over abilities: int4 {each.mean():+.2f}" in found["reason"]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "names"),
+    [
+        (0.5, ("int4", "wanda")),  # 9 bits per weight are not 4.5
+        (0.78125, ("int8", "wanda")),
+        (0.78125, ("int4", "random")),
+        (0.78125, ("int4", "wanda + full 1M")),
+        (0.78125, ("wanda", "magnitude")),
+    ],
+)
+def test_other_bytes_random_masks_and_healed_models_are_no_such_pair(sparsity, names):
+    found = at_equal_bytes(0.9 + noise(0), 0.5 + noise(1), sparsity, names)
+    assert found["outcome"] == "no rows" and "equal bytes" in found["reason"]
+
+
+def test_less_than_nothing_is_not_lost():
+    found = at_equal_bytes(np.zeros((5, 8)), -1.0 + noise(1))
+    assert found["estimate"] == 0

@@ -134,10 +134,5 @@ def healing(compression: str) -> str:
 
 
 def by_criterion(compression: str) -> bool:
-    """Whether it is damage alone, and not done at random."""
-    return bool(damage(compression)) and not healing(compression) and "random" not in compression
-
-
-def needs(what: str) -> Callable[[Evidence, pd.DataFrame], Finding]:
-    """For claims about models that no study has measured yet."""
-    return lambda evidence, kept: Finding(reason=f"needs {what}")
+    """Whether it is pruning alone, and not done at random."""
+    return bool(damage(compression)) and not healing(compression) and not re.search(r"random|int\d", compression)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from labkit.hypotheses.base import (
-    GATE, LEAST, LEVEL, MARGIN, Evidence, Finding, Hypothesis, about, damage, few, healing, needs,
+    GATE, LEAST, LEVEL, MARGIN, Evidence, Finding, Hypothesis, about, by_criterion, damage, few, healing,
 )  # fmt: skip
 from labkit.records import DENSE
 from labkit.scores import primary
 from labkit.statistics import mcnemar
+from labkit.storage import quantized_bits, sparse_bits
 from labkit.students import CONDITION, FRESH, SCRATCH, students
 
 TAUGHT = "forward-kl"
 """The way of distillation that H5 is about, from fresh weights; the others are looked at, not tested."""
 
 ALIKE = 0.05
-"""Difference in parameters, as a share, up to which depth and width pruning leave the same size (H6)."""
+"""Difference, as a share, up to which two ways leave the same size: in parameters (H6), in bytes (H9)."""
 
 _DEPTH, _WIDTH = ("drop-layers", "keep-layers"), ("shrink",)
 
@@ -94,6 +96,34 @@ def _depth_and_width(evidence: Evidence, kept: pd.DataFrame) -> Finding:
     return Finding(tuple(difference.mean(axis=1)), outcome, agreement, p=p, reason=reason)
 
 
+def _equal_bytes(evidence: Evidence, kept: pd.DataFrame) -> Finding:
+    """R_quantised − R_pruned of the same dense models, over all pairs of conditions that take equal bytes.
+
+    Below chance nothing more is lost, so retention counts as 0 there.
+    """
+    rows = primary(kept).dropna(subset="kept")
+    rows = rows.assign(R=rows["kept"].clip(lower=0), bits=[_bits(*k) for k in rows[["compression", "sparsity"]].values])
+    quantised, pruned = (
+        rows[rows["bits"].notna() & (rows["compression"].str.startswith("int") == own)] for own in (True, False)
+    )
+    both = quantised.merge(pruned, on=["rung", "seed", "ability"], suffixes=("", "_pruned"))
+    both = both[(both["bits"] / both["bits_pruned"] - 1).abs() <= ALIKE]
+    if both.empty:
+        return Finding(reason="needs quantised and pruned models of equal bytes, from the same dense models")
+    both = both.assign(apart=both["R"] - both["R_pruned"])
+    told = [f"{name} {apart:+.2f}" for name, apart in both.groupby("compression")["apart"].mean().items()]
+    against = ", ".join(sorted(both["compression_pruned"].unique()))
+    reason = f"R(quantised) − R({against}), mean over abilities: {', '.join(told)}"
+    return about(both.groupby(["rung", "seed"])["apart"].mean(), ">", 0.0, reason)
+
+
+def _bits(compression: str, sparsity: float) -> float:
+    """Bits per weight; NaN for what is neither quantised nor pruned without a pattern, by a criterion, and left so."""
+    if quantised := re.fullmatch(r"int(\d)", compression):
+        return quantized_bits(int(quantised[1]))
+    return sparse_bits(sparsity) if sparsity and by_criterion(compression) and ":" not in compression else np.nan
+
+
 H5 = Hypothesis(
     "H5", "distillation raises the chance that an ability appears in a small student",
     "P(appears | distilled) − P(appears | trained alike without a teacher) has a lower 95 % bound above 0",
@@ -109,8 +139,8 @@ H6 = Hypothesis(
 )  # fmt: skip
 H9 = Hypothesis(
     "H9", "at equal bytes quantisation keeps more than pruning",
-    "the paired difference in retention has a lower 95 % bound above 0",
+    "the paired difference in retention, mean over abilities, criteria and sizes that take equal bytes within 5 %, "
+    "has a lower 95 % bound above 0",
     "quantisation keeps more than pruning (not compared at equal bytes)",
-    "LLM-KICK (Jaiswal et al. 2023), arXiv 2310.01382",
-    needs("quantised and pruned models of equal bytes, from the same dense models"),
+    "LLM-KICK (Jaiswal et al. 2023), arXiv 2310.01382", _equal_bytes,
 )  # fmt: skip
