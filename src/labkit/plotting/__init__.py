@@ -1,5 +1,7 @@
 """Figures of rows and verdicts, and a sentence for each that says what it shows to those who cannot see it."""
 
+from labkit.plotting.breaks import breaks, breaks_alt
+from labkit.plotting.by_pattern import by_pattern, by_pattern_alt
 from labkit.plotting.doses import sweep, sweep_alt, swept
 from labkit.plotting.inside import heads, heads_alt, parts, parts_alt, patterns, patterns_alt
 from labkit.plotting.power import power, power_alt
@@ -11,6 +13,10 @@ from labkit.plotting.style import condition
 from labkit.plotting.verdicts import retention, retention_alt
 
 __all__ = [
+    "breaks",
+    "breaks_alt",
+    "by_pattern",
+    "by_pattern_alt",
     "condition",
     "effective_scale",
     "effective_scale_alt",
