@@ -1,6 +1,6 @@
 """How fast items are scored: `labkit.evaluate`, and our scoring of texts beside lm_eval's.
 
-OMP_NUM_THREADS=2 python benchmarks/evaluation.py     (with lm_eval: the extra `oracles`; there PYTHONPATH=src)
+OMP_NUM_THREADS=2 python benchmarks/evaluation.py
 
 `labkit.evaluate` stands beside a bound: what the machine would score if it did nothing but the model's matrix products,
 at the rate that as many threads reach, each on its own batch, on the widest product of the rung. Texts are choices of
@@ -129,7 +129,7 @@ def against_lm_eval(name: str, model: PreTrainedModel, items: int) -> None:
 def main() -> None:
     rungs()
     if importlib.util.find_spec("lm_eval") is None:
-        print("lm_eval is not installed here: no comparison. It is in the extra `oracles`, see CONTRIBUTING.md.")
+        print("lm_eval is not installed here: no comparison. It is in the extra `test`.")
         return
     logging.disable(logging.WARNING)
     small = GPT2Config(vocab_size=2_000, n_positions=1024, n_embd=128, n_layer=5, n_head=4)

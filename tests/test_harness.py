@@ -142,7 +142,6 @@ def test_presets_name_tasks_and_no_task_is_asked_twice():
 
 @pytest.fixture
 def local(tmp_path):
-    pytest.importorskip("lm_eval")
     ORACLE.write_tasks(tmp_path)
     return tmp_path
 
@@ -189,6 +188,5 @@ def test_a_folder_that_is_not_there(local):
 
 
 def test_every_name_of_a_preset_is_one_of_lm_eval():
-    pytest.importorskip("lm_eval")
     names = [name for preset in PRESETS.values() for name in preset]
     assert set(names) <= set(harness._manager(names, None).all_tasks)

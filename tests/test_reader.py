@@ -113,7 +113,6 @@ def test_log_likelihoods_are_those_that_lm_eval_gave():
 
 
 def test_log_likelihoods_are_those_that_lm_eval_gives():
-    pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

@@ -1,6 +1,6 @@
-"""What lm_eval says of the same texts under the same model, stored for the tests that run without lm_eval.
+"""What lm_eval says of the same texts under the same model, stored, so that a change of either side is seen.
 
-.venv-oracles/bin/python tests/oracles/harness.py     (an environment with the extra `oracles`; PYTHONPATH=src)
+.venv/bin/python tests/oracles/harness.py
 
 Log-likelihoods by `HFLM.loglikelihood`, and the output of `simple_evaluate` on tasks with data in a local file. Model
 and tokenizer are made here from nothing, and the tests make them again.
