@@ -176,13 +176,15 @@ def test_comebacks_show_the_best_recovery_and_the_control() -> None:
 
 def test_recoveries_are_drawn_where_the_verdicts_say() -> None:
     lora = {"wanda_plus_lora_200k": (0.3, 0.5), "wanda_plus_lora_1M": (0.6, 0.8)}
-    rows = verdicts(wanda=(0.1, 0.3), **lora, full_1M=(0.9, 1.1))
+    unmeasured_alone = {"random_plus_full_1M": (0.0, 0.2)}
+    rows = verdicts(wanda=(0.1, 0.3), **lora, full_1M=(0.9, 1.1), **unmeasured_alone)
     (axes,) = notebook.draw_recoveries(rows).axes
     curves = [line.get_ydata().tolist() for line in axes.lines if line.get_linewidth() == 1.2]
     assert curves == [pytest.approx([0.2, 0.4, 0.7]), pytest.approx([1.0, 1.0])]  # the control starts as dense
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "200,000", "1,000,000"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "200k", "1M"]
     alt = notebook.recoveries_alt(rows)
     assert "recall: wanda 70 % 0.20 at 0, wanda 70 %, lora 0.70 at 1,000,000, not pruned, full 1.00 at 1,000,000" in alt
+    assert "random" not in alt
 
 
 def test_recoveries_of_two_rungs_or_none_are_refused() -> None:

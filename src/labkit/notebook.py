@@ -15,13 +15,13 @@ from matplotlib.lines import Line2D
 
 from labkit.errors import LabkitError
 from labkit.exercises import check, check_decide, check_excess, check_power  # noqa: F401 (for the notebooks)
-from labkit.plotting.style import COLOURS, GREY, STYLE, condition, finished, mark, panel_grid
+from labkit.plotting.shapes import short
+from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, condition, draw_retentions, finished, mark, panel_grid
 from labkit.store import provenance
 from labkit.zoo import MANIFEST, artifacts, sha256
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 110
@@ -198,15 +198,15 @@ def _first(verdicts: pd.DataFrame) -> str:
 def draw_recoveries(verdicts: pd.DataFrame, columns: int = 4) -> Figure:
     """Retention against the tokens of a recovery, a panel per ability, a line per damage and method; bars are 95 %.
 
-    Lines start at the damage alone, that of the control at 1; hollow marks are undecided. Tokens stand at equal
-    distances; what lies beyond the frame stands at its edge.
+    Lines start at the damage alone, that of the control at 1; a damage that was not measured alone is left out. Hollow
+    marks are undecided. Tokens stand at equal distances; what lies beyond the frame is an arrowhead at its edge.
 
     Raises LabkitError for verdicts of several rungs, or without a recovery.
     """
     import matplotlib.pyplot as plt
     import pandas as pd
 
-    told = recoveries(verdicts)
+    told = _from_the_start(verdicts)
     ways = told.loc[told["method"] != "", ["damage", "method"]].drop_duplicates().values.tolist()
     if told["rung"].nunique() != 1 or not ways:
         received = f"rungs {sorted(told['rung'].unique())}, {len(ways)} ways of recovery"
@@ -227,9 +227,10 @@ def draw_recoveries(verdicts: pd.DataFrame, columns: int = 4) -> Figure:
                 panel = panels.get_group(ability)
                 line = panel[(panel["damage"] == damage) & panel["method"].isin(["", method])].sort_values("tokens")
                 x = [doses.index(t) + 0.08 * (number - (len(ways) - 1) / 2) for t in line["tokens"]]
-                _draw_line(axes, x, line, number)
+                look = (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], "-")
+                draw_retentions(axes, x, line, line["verdict"] == "undecided", _FRAME, look)
             axes.set(ylim=_FRAME, yticks=[0, 0.5, 1], yticklabels=["0", "0.5", "1"])
-            axes.set_xticks(range(len(doses)), [f"{dose:,}" for dose in doses])
+            axes.set_xticks(range(len(doses)), [short(dose) for dose in doses])
         figure.supxlabel("tokens trained on after pruning", fontsize=9)
         figure.supylabel("retention (0 = chance, 1 = dense)", fontsize=9)
         key = [mark(number, _way(*way)) for number, way in enumerate(ways)]
@@ -238,26 +239,20 @@ def draw_recoveries(verdicts: pd.DataFrame, columns: int = 4) -> Figure:
     return finished(figure)
 
 
-def _draw_line(axes: Axes, x: list[float], line: pd.DataFrame, number: int) -> None:
-    colour = COLOURS[number % len(COLOURS)]
-    low, middle, high = line[["low", "retention", "high"]].to_numpy(float).clip(*_FRAME).T
-    axes.plot(x, middle, color=colour, linewidth=1.2, zorder=2)
-    axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.6, zorder=2)
-    for place, value, verdict in zip(x, middle, line["verdict"], strict=True):
-        point = mark(number, "")
-        point.set_data([place], [value])
-        point.set(markerfacecolor="white" if verdict == "undecided" else colour, markersize=4, clip_on=False)
-        axes.add_line(point)
-
-
 def recoveries_alt(verdicts: pd.DataFrame) -> str:
     """The figure of `draw_recoveries` in words: retention after every recovery's most tokens."""
-    told, sentences = recoveries(verdicts), []
+    told, sentences = _from_the_start(verdicts), []
     for ability, panel in told.groupby("ability", sort=False, observed=True):
         last = panel.sort_values("tokens").groupby(["damage", "method"], sort=False).tail(1)
         ends = [f"{_way(r.damage, r.method)} {r.retention:.2f} at {r.tokens:,}" for r in last.itertuples()]
         sentences.append(f"{ability}: {', '.join(ends)}")
     return f"Retention against tokens of recovery, with 95 % intervals. {'; '.join(sentences)}."
+
+
+def _from_the_start(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """`recoveries` of the damages that were measured alone too, and of the control."""
+    told = recoveries(verdicts)
+    return told[told["damage"].isin([UNTOUCHED, *told.loc[told["method"] == "", "damage"]])]
 
 
 def _way(damage: str, method: str) -> str:
