@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 from labkit.errors import LabkitError
 from labkit.records import ItemRow, columns
 from labkit.store import code_hash
-from labkit.study import MEASURING, Study, studies
+from labkit.study import MEASURING, STUDIES, TABLES, Study, studies
 
 TINY = """
 question = "Does it run?"
@@ -195,3 +197,22 @@ def test_calibration_rows_are_unpadded_and_apart_from_training():
     assert rows.shape == (256, 48) and (rows > 0).all()
     shown = {row.tobytes() for row in corpus(0).rows(np.arange(20_000))[0]}
     assert sum(row.tobytes() in shown for row in rows) == 0
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_page_of_keys_has_all_of_them_and_links_to_every_study():
+    page = (DOCS / "studies.md").read_text(encoding="utf-8")
+    keys = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    fields = {field.name for field in dataclasses.fields(Study)}
+    assert sorted(keys) == sorted(fields - set(TABLES.values()) | set(TABLES))
+    linked = [DOCS / path for path in re.findall(r"\]\(([^)]+\.toml)\)", page)]
+    files = [*(DOCS / "examples").glob("*.toml"), *STUDIES.glob("*.toml")]
+    assert sorted(path.resolve() for path in linked) == sorted(path.resolve() for path in files)
+
+
+def test_the_example_of_a_model_of_words_loads():
+    study = Study.load(DOCS / "examples" / "own-model.toml")
+    assert [compression.name for compression in study.compressions][:2] == ["magnitude", "wanda"]
+    assert len(study.compressions) == 4 and study.text.file == str(DOCS / "examples" / "my-text.txt")
