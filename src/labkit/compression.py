@@ -200,10 +200,10 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
             raise unknown("allocation", allocation, ALLOCATIONS)
         if allocation != "uniform" and arguments.get("pattern") is not None:
             raise LabkitError("a pattern has one sparsity", f"allocation={allocation!r}", "Leave one of them out.")
-    if verb == "quantize":
+    if verb == "quantize" and "bits" in arguments:
         from labkit.quantization import check_quantize
 
-        check_quantize(**arguments)
+        check_quantize(arguments["bits"])
     if verb in STUDENT_VERBS:
         _check_student(verb, arguments)
     if verb == "drop_layers" and ("drop" in arguments) == ("keep" in arguments):
