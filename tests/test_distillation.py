@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
 from labkit import training
 from labkit.abilities import Corpus, abilities
@@ -72,6 +74,25 @@ def test_it_is_the_training_loop_with_the_divergence_as_its_loss():
 
     training.train(by_hand, CORPUS, TOKENS, batch=BATCH, learning_rate=1e-2, loss=loss)
     close(run(temperature=2.0), by_hand, atol=2e-5)
+
+
+def test_teacher_and_student_may_be_of_two_architectures():
+    """GPT-2 teaches Gemma 2, whose head is tied and whose logits are capped: as with whole logits, up to rounding."""
+    torch.manual_seed(3)
+    wide = {"vocab_size": 168, "bos_token_id": None, "eos_token_id": None}
+    mentor = AutoModelForCausalLM.from_config(GPT2Config(**wide, n_embd=16, n_layer=2, n_head=2)).eval()
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    config = Gemma2Config(**wide, **sizes, num_key_value_heads=1, pad_token_id=0, final_logit_softcapping=2.0)
+    young = AutoModelForCausalLM.from_config(config)
+    by_hand = copy.deepcopy(young)
+
+    def loss(model, tokens, labels):
+        with torch.no_grad():
+            target = mentor(tokens).logits
+        return forward_kl(model(tokens).logits, target, labels).mean()
+
+    training.train(by_hand, CORPUS, TOKENS, batch=BATCH, learning_rate=1e-3, loss=loss)
+    close(run(a=mentor, b=young, options=changed(learning_rate=1e-3)), by_hand, atol=2e-5)
 
 
 def test_on_policy_zero_is_exactly_off_policy(monkeypatch):
