@@ -83,6 +83,18 @@ def test_second_run_measures_nothing(tiny, tmp_path, undisturbed, monkeypatch):
     assert_same_rows(again.frame(), undisturbed)
 
 
+def test_runs_measured_otherwise_are_not_mixed_in(tiny, tmp_path, monkeypatch):
+    rows = Study.load(tiny).run(tmp_path / "rows", progress=False).frame()
+    monkeypatch.setattr("labkit.study.code_hash", lambda *modules: "of another version")
+    with pytest.raises(LabkitError) as error:
+        Study.load(tiny).run(tmp_path / "rows", progress=False)
+    assert "each run of a study once" in str(error.value) and "got '4 runs of" in str(error.value)
+    tiny.write_text(TINY.replace("seed-1", "seed-2").replace('compress = ["ladder/16x1/seed-0"]', "compress = []"))
+    monkeypatch.undo()
+    more = Study.load(tiny).run(tmp_path / "rows", progress=False).frame()  # another study may add other runs
+    assert set(more["run"]) > set(rows["run"])
+
+
 def test_killed_run_is_completed_to_the_same_rows(tiny, tmp_path, undisturbed):
     out = tmp_path / "rows"
     process = start(tiny, out)

@@ -134,9 +134,18 @@ class Study:
         return {run_id(config): (config, job) for job in jobs or self.jobs() for config in [self._config(*job)]}
 
     def open(self, out: Path | str) -> tuple[Store, dict[str, tuple[dict[str, Any], Job]]]:
-        """The store at ``out``, made if it is not there, and the `runs` that belong in it."""
+        """The store at ``out``, made if it is not there, and the `runs` that belong in it.
+
+        Raises LabkitError if it holds one of them as it was measured otherwise: by another version of labkit, or by a
+        study with other items. Side by side, both would be counted.
+        """
         self._check_models()  # what cannot be measured is said before anything is
         runs, store = self.runs(), Store(out, create=True)
+        wanted = {_subject(config): run for run, (config, _) in runs.items()}
+        kept = store.provenance()[["run", "config"]].itertuples(index=False)
+        if other := [run for run, config in kept if wanted.get(_subject(config), run) != run]:
+            received = f"{len(other)} runs of {out}, such as {other[0]}, measured by another version or with other items"
+            raise LabkitError("a folder holds each run of a study once", received, "Give a new folder with --out.")
         if not (store.path / "study.json").exists():
             store.put("study.json", json.dumps({"name": self.name, "question": self.question}) + "\n")
         return store, runs
@@ -309,6 +318,11 @@ def _expand(table: Mapping[str, Any], where: str) -> list[Compression]:
     except (TypeError, ValueError, AttributeError) as error:
         rule = "arguments of a compression have the types that labkit's verb of that name takes"
         raise LabkitError(rule, table, f"{error}. Where: {where}.") from None
+
+
+def _subject(config: Mapping[str, Any]) -> str:
+    """What a run is about, however it is measured: the model and what was done to it."""
+    return json.dumps([config.get("model"), config.get("compression")], sort_keys=True)
 
 
 def _matching(patterns: list[str] | tuple[str, ...]) -> list[str]:
