@@ -60,7 +60,7 @@ def pooled(*studies: pd.DataFrame) -> pd.DataFrame:
     """Rows of several studies of the same dense models as one frame, in which every pair is still a pair.
 
     An ability of a model that several studies scored counts once. Of an ability and metric only those items stay that all studies
-    with it have scored, since a dense model of one study may be paired with a compressed one of another.
+    with it have scored (and none of what is not `labkit.scores.judged`), since a dense model of one study may be paired with a compressed one of another.
 
     Parameters
     ----------
@@ -74,8 +74,7 @@ def pooled(*studies: pd.DataFrame) -> pd.DataFrame:
     """
     if not studies:
         raise LabkitError("a pool holds at least one study", "none", "Give the frames of their stores.")
-    for rows in studies:
-        _check(rows)
+    studies = tuple(map(_whole, studies))
     kind = ["ability", "metric"]
     model = ["rung", "seed", "compression", "sparsity", *kind]
     frames = [rows.assign(sparsity=rows["sparsity"].where(rows["compression"] != DENSE, 0.0)) for rows in studies]
@@ -159,9 +158,7 @@ def gains(metric: str, seeds: np.ndarray, *blocks: Block) -> np.ndarray:
 
 def _blocks(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[tuple[str, float], Block]]:
     """Tables by (rung, ability, metric), then by (compression, sparsity)."""
-    _check_columns(rows)
-    rows = judged(rows)
-    _check(rows)
+    rows = _whole(rows)
     if rows.empty:
         return {}
     rows = rows.assign(sparsity=np.where(rows["compression"] == DENSE, 0.0, rows["sparsity"]))
@@ -190,18 +187,17 @@ def _blocks(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[tuple[str, fl
     return blocks
 
 
-def _check_columns(rows: pd.DataFrame) -> None:
+def _whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those that are `judged`. Refuses rows that are not whole."""
     missing = [name for name in columns(ItemRow) if name not in rows.columns]
     if missing:
         raise LabkitError("rows have every column of ItemRow", f"rows without {', '.join(missing)}", "Add them.")
-
-
-def _check(rows: pd.DataFrame) -> None:
-    """Refuse rows that are not whole."""
+    rows = judged(rows)
     numbers = rows[["sparsity", "value", "chance"]].to_numpy(float)
     bad = ~np.isfinite(numbers).all(axis=1) | rows[list(columns(ItemRow))].isna().any(axis=1).to_numpy()
     if bad.any():
         raise LabkitError("every row is complete and finite", _name(rows, bad.argmax()), "Measure it again.")
+    return rows
 
 
 def _name(rows: pd.DataFrame, position: int) -> str:

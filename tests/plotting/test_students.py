@@ -42,18 +42,19 @@ def test_curves_go_through_the_retentions_at_their_doses(inherited, against):
     found = panels(plotting.students(inherited, against))
     assert list(found) == ["chain-1", "recall"]  # most first; what no teacher has is left out
     drawn = curves(found["recall"])
-    assert [line.get_linestyle() for line in drawn] == ["--", "-", "-"]  # from scratch first; one dose is no curve
+    assert [line.get_linestyle() for line in drawn] == ["--", "-", "-"]  # from scratch first; one dose is no curve, but a mark:
+    assert any(np.allclose(line.get_ydata(), [1.2]) for line in found["recall"].get_lines())
     for line, slope, cost in zip(drawn, (1.0, 0.4, 0.8), (1, 2, 2), strict=True):
         np.testing.assert_allclose(line.get_ydata(), [slope * tokens / 12e6 for tokens in DOSES])
         asked = np.array(DOSES) * (cost if against == "flops" else 1)
-        np.testing.assert_allclose(line.get_xdata(), asked, rtol=0.05)  # side by side
+        np.testing.assert_allclose(line.get_xdata(), asked, rtol=0.07)  # side by side
     assert found["recall"].get_xscale() == "log"
 
 
 def test_undecided_is_hollow_and_what_is_off_the_frame_an_arrowhead(inherited):
     found = panels(plotting.students(inherited))
     marks = [line for line in found["recall"].get_lines() if line.get_marker() not in ("None", None, "")]
-    assert len(marks) == 9 and sum(line.get_markerfacecolor() == "white" for line in marks) == 3
+    assert len(marks) == 10 and sum(line.get_markerfacecolor() == "white" for line in marks) == 3
     beyond = [line for line in found["chain-1"].get_lines() if line.get_marker() == "^" and line.get_ydata()[0] == 1.45]
     assert len(beyond) == 8  # all but forward-kl's 10 · 0.4 · 3 / 12 = 1
 
@@ -67,8 +68,8 @@ def test_the_axis_says_what_was_measured(inherited):
 def test_the_sentence_says_what_is_drawn(inherited):
     said = plotting.students_alt(inherited)
     assert "2 abilities in students 64x2 of teachers 96x3" in said and "from 3 M to 12 M tokens" in said
-    assert "recall: scratch 0.25 to 1.00, forward-kl 0.10 to 0.40, sequence 0.20 to 0.80" in said
-    assert "drop-layers" not in said and "chain-2" not in said
+    assert "recall: scratch 0.25 to 1.00, forward-kl 0.10 to 0.40, sequence 0.20 to 0.80, forward-kl from drop-layers 1 1.20" in said
+    assert "chain-2" not in said
     dear = inherited.assign(flops=inherited["flops"] * 1e6)
     assert "from 3 T to 24 T flops" in plotting.students_alt(dear, "flops")
 

@@ -28,7 +28,7 @@ def students(inherited: pd.DataFrame, against: str = "tokens", margin: float = 0
     """Retention against the dose, one panel per ability and one line per way of making a student; bars are 95 %.
 
     Hollow marks are undecided, the shaded band is 1 ± margin (as the teacher), the grey dashed line the students that
-    never met one. Ways at a single dose, and abilities that no teacher has, are left out. Panels run from the ability
+    never met one. A way at a single dose is a lone mark; abilities that no teacher has are left out. Panels run from the ability
     that students have most of to the one they have least of; the axis of doses is logarithmic.
 
     Parameters
@@ -77,8 +77,8 @@ def students_alt(inherited: pd.DataFrame, against: str = "tokens") -> str:
     for ability, panel in doses.groupby("ability", sort=False, observed=True):
         lines = []
         for name, line in panel.groupby("name", sort=False):
-            first, last = line["retention"].iloc[[0, -1]].round(2) + 0.0  # no "-0.00"
-            lines.append(f"{name} {first:.2f} to {last:.2f}")
+            ends = [f"{r:.2f}" for r in line["retention"].iloc[[0, -1]].round(2) + 0.0]  # no "-0.00"
+            lines.append(f"{name} {' to '.join(ends[: len(line)])}")
         told.append(f"{ability}: {', '.join(lines)}")
     low, high = (_short(dose, against) for dose in (doses[against].min(), doses[against].max()))
     return (
@@ -89,7 +89,7 @@ def students_alt(inherited: pd.DataFrame, against: str = "tokens") -> str:
 
 
 def _doses(inherited: pd.DataFrame, against: str) -> pd.DataFrame:
-    """What is drawn: ways at two doses or more, in order of the dose, with their names."""
+    """What is drawn, in order of the dose, with the names of ways; at least one of them is at two doses."""
     if against not in _AGAINST:
         raise unknown("dose", against, _AGAINST)
     pairs = sorted({f"{size} of {rung}" for size, rung in zip(inherited["size"], inherited["rung"], strict=True)})
@@ -98,9 +98,7 @@ def _doses(inherited: pd.DataFrame, against: str) -> pd.DataFrame:
         raise LabkitError("students of one size and teacher are drawn", pairs, remedy)
     told = inherited[(inherited["outcome"] != "absent") & inherited["retention"].notna() & inherited[against].notna()]
     told = told.assign(name=list(map(way, told["start"], told["way"])))
-    several = told.groupby("name")["tokens"].nunique()
-    told = told[told["name"].isin(several.index[several > 1])]
-    if told.empty:
+    if not (told.groupby("name")["tokens"].nunique() > 1).any():
         remedy = "Measure a list of tokens, and for FLOPs give inheritance the provenance."
         raise LabkitError("a curve needs a way of making students at two doses", f"none with {against}", remedy)
     return told.sort_values(["way", "tokens"], key=lambda c: c != SCRATCH if c.name == "way" else c, kind="stable")
