@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labkit.exercises import check, check_decide, check_excess
+from labkit.exercises import check, check_decide, check_excess, check_training_bytes
 from labkit.imitation import ANSWER_GIVEN, imitation
 from labkit.records import EXACT_MATCH
 
@@ -47,6 +47,20 @@ def test_what_a_reader_raises_is_told_and_the_rest_is_run(capsys):
         "[not yet] by zero\n    called with 1, 0\n    expected 1, received ZeroDivisionError: division by zero\n"
         "[OK] half\n1 of 2 right.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "case"),
+    [
+        (lambda parameters, trained: 18 * parameters, "nothing is trained"),
+        (lambda parameters, trained: 2 * (parameters - trained) + 16 * trained, "all of it"),
+        (lambda parameters, trained: 18 * trained or 2 * parameters, "adapters: 1 % beside it"),
+    ],
+)
+def test_bytes_of_training_counted_wrongly_are_named(wrong, case, capsys):
+    check_training_bytes(wrong)
+    said = capsys.readouterr().out
+    assert f"[not yet] {case}" in said and "Well done" not in said
 
 
 # --- excess ------------------------------------------------------------------------------------------------------------

@@ -118,6 +118,8 @@ def test_one_study_is_its_own_pool_and_the_order_of_studies_adds_no_rows():
     assert pooled(BOTH).drop(columns="sparsity").equals(BOTH.drop(columns="sparsity"))
     given = BOTH.assign(metric="answer_given", chance=np.nan)  # asked in addition: judges nothing
     assert pooled(pd.concat([BOTH, given])).equals(pooled(BOTH))
+    rounded = pooled(BOTH, rows(SCORES[0] + 5e-5))  # as on another number of threads
+    assert rounded.equals(pooled(BOTH))
     turned = pooled(rows(SCORES[0]), BOTH)
     keys = ["compression", "seed", "item"]
     assert turned.sort_values(keys)["value"].to_list() == BOTH.sort_values(keys)["value"].to_list()

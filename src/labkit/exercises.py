@@ -63,6 +63,19 @@ def check_excess(function: Callable) -> None:
     check(function, cases, lambda got, right: got is not None and np.isclose(got, right, equal_nan=True))
 
 
+def check_training_bytes(function: Callable) -> None:
+    """Check the exercise ``training_bytes(parameters, trained)``: 2 bytes for each, and 16 more where it trains.
+
+    The 16 are a copy in float32, its gradient and Adam's two moments, 4 bytes each.
+    """
+    cases = {
+        "nothing is trained": ((1000, 0), 2000),
+        "all of it": ((1000, 1000), 18000),
+        "adapters: 1 % beside it": ((1000, 10), 2160),
+    }
+    check(function, cases, lambda got, right: got == right)
+
+
 def check(function: Callable, cases: Mapping[str, tuple[tuple, object]], right: Callable[..., bool]) -> None:
     """Run a reader's function on every case, ``name -> (arguments, expected)``, and print how each went."""
     done = 0

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from labkit.errors import LabkitError
-from labkit.exercises import check, check_decide, check_excess, check_power  # noqa: F401 (for the notebooks)
+from labkit.exercises import check, check_decide, check_excess, check_power, check_training_bytes  # noqa: F401 (for the notebooks)
 from labkit.plotting.shapes import short
 from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, condition, draw_retentions, finished, mark, panel_grid
 from labkit.store import provenance

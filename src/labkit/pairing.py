@@ -15,6 +15,9 @@ from labkit.scores import BEST, PRIMARY, judged
 UNIT = BEST  # accuracies go from 0 to 1; what is best at 0 has no end that sums would be bounded by
 """How much one item's score changes at most, where it has an end: `unit` of `labkit.statistics.mean_interval`."""
 
+ROUNDING = 1e-4
+"""How far the same model's score of an item may differ: sums in float32 depend on the number of threads."""
+
 UNCOMPRESSED = (DENSE, 0.0)
 """Compression and sparsity of dense rows: one condition, whatever few zeros training left in them."""
 
@@ -86,7 +89,7 @@ def pooled(*studies: pd.DataFrame) -> pd.DataFrame:
         rows = rows.merge(shared)  # in the order of the rows
         for known in pool:
             both = rows.merge(known, on=list(_KEYS), suffixes=("", "_before"))
-            differ = ~np.isclose(both["value"], both["value_before"])
+            differ = ~np.isclose(both["value"], both["value_before"], atol=ROUNDING)
             if differ.any():
                 first = _name(both, int(differ.argmax()))
                 raise LabkitError("studies that are pooled agree on a model", first, "Pool studies of one ladder.")
