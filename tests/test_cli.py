@@ -248,9 +248,17 @@ def test_published_figures_stand_beside_ours_after_a_run(measured, tmp_path):
 def test_a_ray_address_is_handed_on(monkeypatch, measured, tmp_path):
     from labkit import cluster
 
+    asked = []
+    monkeypatch.setattr(cluster, "check_address", asked.append)
     monkeypatch.setattr(cluster, "run", lambda plan, out, address, progress: filled(out) if address == "h:1" else None)
     code, out, _ = call("run", "quick", "--out", tmp_path / "out", "--ray", "h:1")
-    assert code == 0 and "Report: " in out
+    assert code == 0 and "Report: " in out and asked == ["h:1"]
+
+
+def test_a_wrong_ray_address_is_refused_before_the_study_is_read(monkeypatch, tmp_path):
+    monkeypatch.setattr("labkit.study.Study.load", lambda name: pytest.fail("read"))
+    code, _, err = call("run", "quick", "--out", tmp_path / "out", "--ray", "host")
+    assert code == 2 and "a Ray cluster has an address HOST:PORT" in err
 
 
 def test_a_report_is_written_beside_rows_at_a_url(measured):

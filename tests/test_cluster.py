@@ -139,13 +139,13 @@ def test_an_address_that_does_not_answer_is_said_within_ten_seconds(kind, tmp_pa
 @pytest.mark.parametrize("address", ["auto", "host", "host:port", ":6379", "host:70000", "ray://host:10001"])
 def test_an_address_is_a_host_and_a_port(address):
     with pytest.raises(LabkitError, match=r"a Ray cluster has an address HOST:PORT; got .* Write e.g. --ray 10.0.0.1:6379"):
-        cluster._answering(address)
+        cluster.check_address(address)
 
 
 def test_without_ray_the_remedy_is_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(LabkitError, match=r"needs Ray; got 'no package ray'. pip install 'labkit\[cluster\]'"):
-        cluster._answering("127.0.0.1:6379")
+        cluster._ray()
 
 
 def test_importing_the_module_does_not_import_ray():

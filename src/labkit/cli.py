@@ -120,6 +120,10 @@ def run(
     """
     from labkit.study import Study
 
+    if ray is not None:
+        from labkit import cluster
+
+        cluster.check_address(ray)  # before anything that takes long
     plan = Study.load(study)
     if dry_run:
         _look_ahead(plan, out)
@@ -129,8 +133,6 @@ def run(
     if ray is None:
         store = plan.run(out, progress=sys.stderr.isatty())
     else:
-        from labkit import cluster
-
         store = cluster.run(plan, out, ray, progress=sys.stderr.isatty())
     from labkit.report import answer, write_report  # figures: only once there is something to draw
     from labkit.verdict import judge

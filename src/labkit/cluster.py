@@ -44,7 +44,8 @@ def run(study: Study, out: Path | str, address: str, progress: bool = True) -> S
     Failure
         A run could not be finished: its worker was lost `RETRIES` + 1 times, or it failed.
     """
-    ray = _answering(address)
+    check_address(address)
+    ray = _ray()
     store, runs = study.open(out)
     left = [name for name in runs if not store.has(name)]
     ray.init(address=address, log_to_driver=False)
@@ -100,12 +101,11 @@ def _part(ray: ModuleType, done: Any, name: str) -> bytes:
     raise (Failure if failure else LabkitError)(rule, received, remedy)
 
 
-def _answering(address: str) -> ModuleType:
-    """Ray, once something has answered at the address as gRPC does: `ray.init` itself would wait for minutes."""
-    try:
-        import ray
-    except ImportError:
-        raise LabkitError("a study on a cluster needs Ray", "no package ray", "pip install 'labkit[cluster]'") from None
+def check_address(address: str) -> None:
+    """Raise LabkitError unless something answers there as gRPC does: `ray.init` itself would wait for minutes.
+
+    It needs nothing but a socket, so it can be asked before Ray, torch and the study are loaded.
+    """
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         remedy = "Write e.g. --ray 10.0.0.1:6379; `ray status` on the head node tells it."
@@ -120,4 +120,11 @@ def _answering(address: str) -> ModuleType:
                     raise OSError("what answers is not Ray")
     except OSError as error:
         raise LabkitError("a Ray cluster answers at its address", f"{address} ({error})", remedy) from None
+
+
+def _ray() -> ModuleType:
+    try:
+        import ray
+    except ImportError:
+        raise LabkitError("a study on a cluster needs Ray", "no package ray", "pip install 'labkit[cluster]'") from None
     return ray
