@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.lines import Line2D
 
 from labkit.errors import LabkitError
 from labkit.exercises import check, check_decide, check_excess, check_power, check_training_bytes  # noqa: F401 (for the notebooks)
 from labkit.plotting.shapes import short
-from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, condition, draw_retentions, finished, mark, panel_grid
+from labkit.plotting.style import GREY, STYLE, condition, draw_retentions, finished, hollow, look, mark, panel_grid
 from labkit.store import provenance
 from labkit.zoo import MANIFEST, artifacts, sha256
 
@@ -227,15 +226,13 @@ def draw_recoveries(verdicts: pd.DataFrame, columns: int = 4) -> Figure:
                 panel = panels.get_group(ability)
                 line = panel[(panel["damage"] == damage) & panel["method"].isin(["", method])].sort_values("tokens")
                 x = [doses.index(t) + 0.08 * (number - (len(ways) - 1) / 2) for t in line["tokens"]]
-                look = (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], "-")
-                draw_retentions(axes, x, line, line["verdict"] == "undecided", _FRAME, look)
+                draw_retentions(axes, x, line, line["verdict"] == "undecided", _FRAME, look(number))
             axes.set(ylim=_FRAME, yticks=[0, 0.5, 1], yticklabels=["0", "0.5", "1"])
             axes.set_xticks(range(len(doses)), [short(dose) for dose in doses])
         figure.supxlabel("tokens trained on after pruning", fontsize=9)
         figure.supylabel("retention (0 = chance, 1 = dense)", fontsize=9)
         key = [mark(number, _way(*way)) for number, way in enumerate(ways)]
-        hollow = Line2D([], [], color="0.2", marker="o", linestyle="", fillstyle="none", label="hollow: undecided")
-        figure.legend(handles=[*key, hollow], loc="outside upper center", ncols=min(3, columns), frameon=False)
+        figure.legend(handles=[*key, hollow()], loc="outside upper center", ncols=min(3, columns), frameon=False)
     return finished(figure)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from labkit.errors import LabkitError
 from labkit.plotting.style import (
-    COLOURS, GREY, MARKERS, STYLE, counted, draw_retentions, finished, mark, panel_grid,
+    GREY, STYLE, counted, draw_retentions, finished, hollow, look, mark, panel_grid,
 )  # fmt: skip
 
 FREE = "free"
@@ -47,14 +46,13 @@ def by_pattern(verdicts: pd.DataFrame, columns: int = 4) -> Figure:
             for name, line in panels.get_group(ability).groupby("criterion", sort=False, observed=True):
                 number = names.index(name)
                 x = line["pattern"].map(patterns.index) + 0.1 * (number - (len(names) - 1) / 2)
-                look = (COLOURS[number], MARKERS[number], "-")
-                draw_retentions(axes, x, line, line["verdict"] == "undecided", _FRAME, look)
+                draw_retentions(axes, x, line, line["verdict"] == "undecided", _FRAME, look(number))
             axes.set(ylim=_FRAME, yticks=[0, 0.5, 1], yticklabels=["0", "0.5", "1"], xlim=(-0.4, len(patterns) - 0.6))
             axes.set_xticks(range(len(patterns)), patterns)
         figure.supxlabel("pattern of the zeros: their number is the same", fontsize=9)
         figure.supylabel("retention (0 = chance, 1 = dense)", fontsize=9)
         key = [mark(number, name) for number, name in enumerate(names)]
-        key += [Line2D([], [], color="0.2", marker="o", linestyle="", fillstyle="none", label="hollow: undecided")]
+        key += [hollow()]
         figure.legend(handles=key, loc="outside upper center", ncols=len(key), frameon=False, fontsize=8.5)
     return finished(figure)
 

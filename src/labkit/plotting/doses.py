@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from labkit.errors import LabkitError
-from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, counted, draw_retentions, finished, panel_grid
+from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, counted, draw_retentions, finished, hollow, panel_grid
 
 _FRAME = (-0.35, 1.35)  # retention shown; what lies beyond is an arrowhead at the edge
 
@@ -58,7 +58,7 @@ def sweep(verdicts: pd.DataFrame, margin: float = 0.05, lost: float = 0.20, colu
             for i, name in enumerate(names)
         ]
         key += [
-            Line2D([], [], color="0.2", marker="o", linestyle="", fillstyle="none", label="hollow: undecided"),
+            hollow(),
             Patch(color=COLOURS[2], alpha=0.15, label=f"{1 - margin:g} to {1 + margin:g}: kept"),
             Line2D([], [], color=GREY, linestyle=":", label=f"below {lost:g}: lost"),
         ]

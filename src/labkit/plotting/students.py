@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from labkit.errors import LabkitError, unknown
-from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, counted, draw_retentions, finished, panel_grid
+from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, counted, draw_retentions, finished, hollow, panel_grid
 from labkit.students import FRESH, SCRATCH
 
 _FRAME = (-0.35, 1.45)  # retention shown; what lies beyond is an arrowhead at the edge
@@ -55,8 +55,8 @@ def students(inherited: pd.DataFrame, against: str = "tokens", margin: float = 0
             axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
             for name, line in panels.get_group(ability).groupby("name", sort=False):
                 place = names.index(name) - (len(names) - 1) / 2
-                x, hollow = line[against] * _APART**place, line["outcome"] == "undecided"
-                draw_retentions(axes, x, line, hollow, _FRAME, _look(names, name))
+                x, empty = line[against] * _APART**place, line["outcome"] == "undecided"
+                draw_retentions(axes, x, line, empty, _FRAME, _look(names, name))
             axes.set(xscale="log", ylim=_FRAME, yticks=[0, 0.5, 1], yticklabels=["0", "0.5", "1"])
             _tick(axes, told["tokens"] if against == "tokens" else None)
         figure.supxlabel(_AGAINST[against], fontsize=9)
@@ -64,7 +64,7 @@ def students(inherited: pd.DataFrame, against: str = "tokens", margin: float = 0
         key = [Line2D([], [], color=c, marker=m, linestyle=s, markersize=4.5, label=name)
                for name in names for c, m, s in [_look(names, name)]]  # fmt: skip
         key += [
-            Line2D([], [], color="0.2", marker="o", linestyle="", fillstyle="none", label="hollow: undecided"),
+            hollow(),
             Patch(color=COLOURS[2], alpha=0.15, label=f"{1 - margin:g} to {1 + margin:g}: as the teacher"),
         ]
         figure.legend(handles=key, loc="outside upper center", ncols=min(3, columns), frameon=False, fontsize=8.5)

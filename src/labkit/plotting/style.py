@@ -28,6 +28,16 @@ def mark(number: int, label: str) -> Line2D:
     return Line2D([], [], color=colour, marker=marker, markersize=4.5, linestyle="", label=label, zorder=3)
 
 
+def look(number: int) -> tuple:
+    """Colour, marker and line of one of several lines, as `draw_retentions` takes them."""
+    return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], "-"
+
+
+def hollow() -> Line2D:
+    """What a legend says of marks that are not filled."""
+    return Line2D([], [], color="0.2", marker="o", linestyle="", fillstyle="none", label="hollow: undecided")
+
+
 def panel_grid(panels: int, columns: int, width: float, height: float) -> tuple[Figure, Iterator[Axes]]:
     """A figure with as many axes as panels, in inches each; those below an empty place keep their tick labels."""
     columns = min(columns, panels)
