@@ -1,4 +1,4 @@
-"""Judge the judge once and ship what came of it: `python docs/calibration.py`, a minute or two on one core.
+"""Judge the judge once and ship what came of it: `python docs/calibration.py`, about twenty minutes on one core.
 
 Writes src/labkit/artifacts/judge/calibration.parquet with its provenance in the footer, as parts of a store have it.
 """
@@ -22,11 +22,11 @@ OUT = lk.artifacts() / "judge" / "calibration.parquet"
 SCENE = Scene(dense=0.8)  # room enough above it for seeds whose retention differs by .1 around 1
 RUNS = {
     "normal": {"seeds": [3, 5, 8, 12, 20], "items": [500, 2000], "retentions": [0.2, 0.95, 1.0],
-               "between": [0.0, 0.03, 0.1], "repeats": 1000, "seed": 0},
+               "between": [0.0, 0.03, 0.1], "repeats": 10_000, "seed": 0},
     "two-point": {"seeds": [3, 5, 8, 12, 20], "items": [500], "retentions": [0.95], "between": [0.1],
-                  "repeats": 1000, "seed": 1},
+                  "repeats": 10_000, "seed": 1},
     "skewed": {"seeds": [3, 5, 8, 12, 20], "items": [500], "retentions": [0.95], "between": [0.1],
-               "repeats": 1000, "seed": 2},
+               "repeats": 10_000, "seed": 2},
 }  # fmt: skip
 
 
