@@ -21,11 +21,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments, logging
 
 from labkit.abilities import Corpus, corpus
 from labkit.flops import training_flops_per_token
 from labkit.ladder import Rung
+from labkit.records import IGNORE
 from labkit.training import answers_only, train
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,7 +77,8 @@ def trainer(rung: Rung, data: Corpus, batch: int, clock: Clock, compiled: bool =
 
     class Unshifted(Trainer):
         def compute_loss(self, model, inputs, *_, **__):
-            return answers_only(model, inputs["input_ids"], inputs["labels"])
+            logits = model(input_ids=inputs["input_ids"], use_cache=False).logits
+            return F.cross_entropy(logits.flatten(0, 1).float(), inputs["labels"].flatten(), ignore_index=IGNORE)
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
-from labkit import training
+from labkit import forward, training
 from labkit.abilities import Corpus, abilities
 from labkit.distillation import DIVERGENCES, Options, TeacherCache, bodies, distill, losses
 from labkit.divergences import forward_kl
@@ -29,7 +29,7 @@ QUICK = Options(batch=BATCH, learning_rate=1e-2)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No compiling (it takes longer than these trainings), a look at the loss every 3 steps, a checkpoint at each."""
-    monkeypatch.setattr(training, "compiled", lambda model: model)
+    monkeypatch.setattr(forward, "compiled", lambda module: module)
     monkeypatch.setattr(training, "LOG_EVERY", 3)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
 
@@ -164,7 +164,7 @@ def test_the_student_comes_nearer_to_its_teacher(divergence):
     def apart(model):
         with torch.no_grad():
             if divergence == "hidden-state":  # α = ½: its cross-entropy must fall
-                return training.answers_only(model.eval(), tokens, labels).item()
+                return training.answers_only(forward.Forward(model.eval(), compile=False), tokens, labels).item()
             return forward_kl(model.eval()(tokens).logits, mentor(tokens).logits, labels).mean().item()
 
     new = run(divergence, a=mentor, tokens=60 * BATCH * CORPUS.length)
@@ -315,9 +315,8 @@ def test_a_teacher_that_is_not_finite_is_named_with_the_step(tmp_path, divergenc
 
 def test_the_step_at_which_a_teacher_fails(monkeypatch):
     tell = losses.Loss.tell
-    monkeypatch.setattr(
-        losses.Loss, "tell", lambda self, x: tell(self, x) * (float("nan") if self.stream.step >= 4 else 1)
-    )
+    late = lambda self: float("nan") if self.stream.step >= 4 else 1  # noqa: E731
+    monkeypatch.setattr(losses.Loss, "tell", lambda self, *asked: tell(self, *asked) * late(self))
     with pytest.raises(Failure, match="NaN or infinity at step 4"):
         run()
 

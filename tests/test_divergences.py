@@ -233,3 +233,8 @@ def test_beta_is_a_share(beta):
 def test_vocabularies_of_different_size_are_refused():
     with pytest.raises(LabkitError, match=r"same shape; got 'student \(1, 3\), teacher \(1, 4\)'\. Use models of"):
         forward_kl(logits(1, 3), logits(1, 4))
+
+
+def test_logits_of_one_place_want_a_dimension_of_places():
+    with pytest.raises(LabkitError, match=r"logits are \(…, vocab\), .* got \(3,\)\. Give logits\[None\]"):
+        forward_kl(logits(3), logits(3))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from labkit import divergences, extension, pruning, training
+from labkit import divergences, extension, forward, pruning
 from labkit.abilities import abilities
 from labkit.errors import LabkitError
 from labkit.study import Study
@@ -49,7 +49,7 @@ def value_of(name):
 
 
 def test_the_example_runs_as_a_study_and_its_things_do_what_they_say(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "compiled", lambda model: model)
+    monkeypatch.setattr(forward, "compiled", lambda module: module)
     study = Study.load(STUDY)
     rows = study.run(tmp_path, progress=False).frame()
     assert set(rows["compression"]) == {"dense", "squared-wanda", "16x1 distil total-variation 6k"}

@@ -23,7 +23,7 @@ LAYERS = (  # top first; the words in the comments are what a row is about
     {"evaluation", "cost", "distillation", "recovery", "quantization", "store", "verdict", "breakpoints", "emergence", "contrast"}
     | {"reader", "hypotheses", "comparison", "plotting", "published", "barrier"},
     {"ladder", "training", "zoo", "pairing", "dense_curve", "students"},  # one dial, the only loop, models by name; rows in pairs
-    {"abilities", "pruning", "metrics", "divergences", "statistics", "scores", "curves", "modality"},  # the subject; formulas
+    {"abilities", "pruning", "forward", "metrics", "divergences", "statistics", "scores", "curves", "modality"},  # the subject; formulas
     # row types; counting; what was done to a model; what users add and write
     {"records", "flops", "lineage", "extension", "hub", "pairs", "places", "texts", "written", "storage"},
     {"errors"},

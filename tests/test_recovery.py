@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
-from labkit import recovery, training
+from labkit import forward, recovery, training
 from labkit.abilities import Corpus, abilities, vocabulary
 from labkit.errors import LabkitError
 from labkit.flops import forward_flops_per_token, non_embedding_params
@@ -30,7 +30,7 @@ FAST = {"learning_rate": 3e-2, "tokens": TOKENS}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Small batches, and no compiling, which takes longer than these trainings."""
-    monkeypatch.setattr(training, "compiled", lambda model: model)
+    monkeypatch.setattr(forward, "compiled", lambda module: module)
     monkeypatch.setattr(training, "LOG_EVERY", 3)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
     monkeypatch.setattr(recovery, "BATCH", BATCH)
@@ -176,7 +176,7 @@ def test_distilling_a_model_from_itself_starts_at_zero_and_moves_nothing():
     model = llama()
     loss = recovery._Distilled(model, model.device)
     tokens, labels = (torch.from_numpy(x) for x in next(CORPUS.batches(BATCH, 1)))
-    value = loss(model, tokens, labels)
+    value = loss(forward.Forward(model), tokens, labels)
     value.backward()
     assert value.item() == pytest.approx(0, abs=1e-6)
     assert max(p.grad.abs().max().item() for p in model.parameters() if p.grad is not None) < 1e-6
@@ -191,7 +191,8 @@ def test_distilling_brings_the_student_nearer_to_its_teacher():
     tokens, labels = (torch.from_numpy(x) for x in next(recovery._held_out(CORPUS, TOKENS)))
     loss = recovery._Distilled(teacher, teacher.device)
     new = recover(student, CORPUS, "distil", teacher=teacher, tokens=4 * TOKENS, learning_rate=1e-2)
-    assert loss(new, tokens, labels).item() < 0.85 * loss(student, tokens, labels).item()
+    after, before = (loss(forward.Forward(model), tokens, labels).item() for model in (new, student))
+    assert after < 0.85 * before
 
 
 def test_flops_of_every_method_are_counted_from_the_shapes():

@@ -16,7 +16,7 @@ import filelock
 import pytest
 import torch
 
-from labkit import schooling, training
+from labkit import forward, schooling, training
 from labkit.errors import Failure, LabkitError
 from labkit.ladder import Rung, ladder
 from labkit.zoo import MANIFEST, artifacts, damaged, load, manifest, sha256
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
 def quick() -> Iterator[pytest.MonkeyPatch]:
     """No compiling, few scored items, and a worker's settings of torch kept from the other tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "compiled", lambda model: model)
+        patch.setattr(forward, "compiled", lambda module: module)
         patch.setattr(schooling, "SCORED_ITEMS", 20)
         patch.setattr(torch, "set_num_threads", lambda n: None)
         patch.setattr(torch, "set_flush_denormal", lambda on: None)

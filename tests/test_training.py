@@ -17,9 +17,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from labkit import training
+from labkit import forward, training
 from labkit.abilities import Corpus, abilities
-from labkit.errors import LabkitError
+from labkit.errors import Failure, LabkitError
 from labkit.flops import training_flops_per_token
 from labkit.ladder import Rung
 from labkit.pruning import blocks, ledger
@@ -33,7 +33,7 @@ TOKENS = BATCH * STEPS * CORPUS.length
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No compiling (it takes longer than these trainings), a look at the loss every 3 steps, a checkpoint at each."""
-    monkeypatch.setattr(training, "compiled", lambda model: model)
+    monkeypatch.setattr(forward, "compiled", lambda module: module)
     monkeypatch.setattr(training, "LOG_EVERY", 3)
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
 
@@ -62,7 +62,8 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_answers():
     tokens, labels = next(CORPUS.batches(BATCH, 1))
     with torch.no_grad():
         logits = student(torch.from_numpy(tokens)).logits.double().numpy()
-        ours = training.answers_only(student, torch.from_numpy(tokens), torch.from_numpy(labels)).item()
+        whole = forward.Forward(student, compile=False)
+        ours = training.answers_only(whole, torch.from_numpy(tokens), torch.from_numpy(labels)).item()
     asked = labels != IGNORE
     logp = scipy.special.log_softmax(logits, axis=-1)[asked]
     assert ours == pytest.approx(-logp[np.arange(asked.sum()), labels[asked]].mean(), rel=1e-5)
@@ -137,7 +138,7 @@ def test_a_checkpoint_is_safetensors_and_json_and_whole(tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_training_and_the_last_good_checkpoint_loads(tmp_path, bad):
-    with pytest.raises(LabkitError) as caught:
+    with pytest.raises(Failure) as caught:
         train(model(), folder=tmp_path, loss=failing(7, lambda loss: loss * bad))
     message = str(caught.value)
     assert re.match("the loss and its gradient must stay finite; got '(nan|inf) at step 7'.", message)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from labkit import training
+from labkit import forward
 from labkit.abilities import corpus, vocabulary
 from labkit.compression import Compression
 from labkit.cost import cost
@@ -185,7 +185,7 @@ def test_a_hub_model_is_read_from_the_commit_that_its_name_stands_for(tmp_path, 
 
 
 def test_a_study_measures_hub_models_and_folders_as_it_does_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "compiled", lambda model: model)
+    monkeypatch.setattr(forward, "compiled", lambda module: module)
     in_cache(tmp_path / "cache", FAMILIES["llama"], monkeypatch)
     names = [f"someone/small@{COMMIT}"]
     for family in ("gpt2", "qwen3"):
@@ -350,7 +350,7 @@ WAYS = tuple(
 
 
 def test_models_of_another_vocabulary_are_compressed_and_trained_on_a_text(of_words, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "compiled", lambda model: model)
+    monkeypatch.setattr(forward, "compiled", lambda module: module)
     (tmp_path / "mine.txt").write_text("the cat sat on the mat, and so did I. " * 60)
     (tmp_path / "mine.toml").write_text(
         f'''question = "?"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from labkit import extension
 from labkit.abilities import Ability, Items
 from labkit.errors import LabkitError, unknown
+from labkit.forward import Forward
 from labkit.metrics import METRICS, MORE_METRICS
 from labkit.records import IGNORE
 
@@ -85,13 +85,13 @@ def evaluate(
         for (ability, items), out in zip(questions, values, strict=True)
         for rows in _equal_length_batches(items.lengths, batch_tokens)
     ]
-    short = "logits_to_keep" in inspect.signature(model.forward).parameters
+    forward = Forward(model, compile=False)
     was_training = model.training
     model.eval()
     try:
         with tqdm(total=sum(map(len, (items for _, items in questions))), desc="evaluate", unit="item",
                   disable=not progress) as bar:  # fmt: skip
-            for scored in _side_by_side(lambda batch: _score(model, *batch, short), batches, _workers(model, batches)):
+            for scored in _side_by_side(lambda batch: _score(forward, *batch), batches, _workers(model, batches)):
                 bar.update(scored)
     finally:
         model.train(was_training)
@@ -123,14 +123,14 @@ def _side_by_side(task: Callable, arguments: Sequence, workers: int) -> Iterator
         torch.set_num_threads(threads)
 
 
-def _score(model: PreTrainedModel, metrics: list[Callable], batch: _Batch, short: bool) -> int:
+def _score(forward: Forward, metrics: list[Callable], batch: _Batch) -> int:
     """Write the values of one batch; how many items it has."""
     items, rows, values = batch
     length = items.lengths[rows[0]]
-    tokens = torch.from_numpy(items.tokens[rows, :length]).to(model.device)
-    labels = torch.from_numpy(items.labels[rows, :length]).to(model.device)
+    tokens = torch.from_numpy(items.tokens[rows, :length]).to(forward.model.device)
+    labels = torch.from_numpy(items.labels[rows, :length]).to(forward.model.device)
     with torch.inference_mode():  # of this thread alone
-        logits, labels = _answer_logits(model, tokens, labels, short)
+        logits, labels = _answer_logits(forward, tokens, labels)
         if not torch.isfinite(logits).all():
             received = f"NaN or infinity on ability {items.ability!r}"
             raise LabkitError("logits are finite", received, "Check the weights and their dtype.")
@@ -158,16 +158,15 @@ def _chance(ability: Ability, items: Items, metric: str) -> np.ndarray:
     return ability.chance(metric, items) if metric in ability.metrics else np.full(len(items), np.nan)
 
 
-def _answer_logits(model: PreTrainedModel, tokens: Tensor, labels: Tensor, short: bool) -> tuple[Tensor, Tensor]:
+def _answer_logits(forward: Forward, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and labels (items, tail) of the last positions, from the first label of any item on.
 
-    Answers stand at the end of items, so the output head and every softmax see the short tail only.
+    Answers stand at the end of items: of the last block, the output head and every softmax the short tail is all.
     """
+    count, time = labels.shape
     first = int((labels != IGNORE).any(0).to(torch.uint8).argmax())
-    tail = labels.shape[1] - first
-    keep = {"logits_to_keep": tail} if short else {}
-    logits = model(input_ids=tokens, use_cache=False, **keep).logits
-    return logits[:, -tail:], labels[:, first:]
+    places = torch.arange(count * time, device=labels.device).view(count, time)[:, first:]
+    return forward.logits_at(tokens, places.flatten()).unflatten(0, places.shape), labels[:, first:]
 
 
 def _equal_length_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:

@@ -20,6 +20,7 @@ from labkit.abilities import Corpus
 from labkit.divergences import forward_kl
 from labkit.errors import LabkitError, unknown
 from labkit.flops import forward_flops_per_token
+from labkit.forward import Forward, asked_places
 from labkit.lineage import record
 from labkit.pruning import blocks, ledger
 from labkit.records import IGNORE
@@ -154,12 +155,13 @@ class _Distilled:
 
     def __init__(self, teacher: PreTrainedModel, device: torch.device) -> None:
         same = next(teacher.parameters()).device == device and not teacher.training
-        self.forward = training.compiled(teacher if same else copy.deepcopy(teacher).to(device).eval())
+        self.teacher = Forward(teacher if same else copy.deepcopy(teacher).to(device).eval())
 
-    def __call__(self, model: PreTrainedModel, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def __call__(self, student: Forward, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        places = asked_places(labels)
         with torch.no_grad():
-            target = self.forward(input_ids=tokens, use_cache=False).logits
-        return forward_kl(model(input_ids=tokens, use_cache=False).logits, target, labels).mean()
+            target = self.teacher.logits_at(tokens, places)
+        return forward_kl(student.logits_at(tokens, places), target).mean()
 
 
 def _in_float32(model: PreTrainedModel, train: Callable[..., training.Training]) -> training.Training:

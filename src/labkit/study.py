@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 STUDIES = Path(__file__).parent / "studies"
 CALIBRATION_SEQUENCES = 128
 RECOVERY_SEED = 2_000_000  # far from the streams of training (the model's seed) and of calibration (1,000,000 and up)
-MEASURING = ("abilities", "metrics", "evaluation")  # the modules that decide the rows of a dense model
+MEASURING = ("abilities", "metrics", "evaluation", "forward")  # the modules that decide the rows of a dense model
 LOADING = ("dtype", "device_map")
 TABLES = {"compression": "compressions", "pair": "pairs"}  # key of a study file -> attribute
 WAIT_S = 0.5  # between looks at runs that another process has taken

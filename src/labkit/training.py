@@ -17,18 +17,18 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from labkit.errors import LabkitError
+from labkit.errors import Failure, LabkitError
 from labkit.flops import training_flops_per_token
+from labkit.forward import Forward, asked_places
 from labkit.pruning.ledger import hold
-from labkit.records import IGNORE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from labkit.abilities import Corpus
 
-Loss = Callable[["PreTrainedModel", torch.Tensor, torch.Tensor], torch.Tensor]
-"""(model, tokens (batch, time), labels (batch, time)) → scalar loss in nats."""
+Loss = Callable[[Forward, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(forward pass of the model, tokens (batch, time), labels (batch, time)) → scalar loss in nats."""
 
 LOG_EVERY = 50  # steps between looks at the loss: each look waits for the device
 CHECKPOINT_SECONDS = 60
@@ -54,13 +54,13 @@ class Training:
     loss_nats: tuple[tuple[int, float], ...]
 
 
-def answers_only(model: PreTrainedModel, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def answers_only(forward: Forward, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy, in nats, over the places where something is asked.
 
     Labels stand at the place they are asked (no shift): logits[b, t] is compared with labels[b, t].
     """
-    logits = model(input_ids=tokens, use_cache=False).logits  # (batch, time, vocab)
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
+    places = asked_places(labels)
+    return F.cross_entropy(forward.logits_at(tokens, places).float(), labels.flatten()[places])
 
 
 def train(
@@ -82,8 +82,8 @@ def train(
     and a killed training resumes from it; when the training is done the checkpoint is removed.
 
     Raises LabkitError for fewer tokens than one batch, for a checkpoint of another training (another label, corpus,
-    model, …: the message names what differs), and when the loss or its gradient is no longer finite: the message names
-    the step and the last good checkpoint.
+    model, …: the message names what differs); Failure when the loss or its gradient is no longer finite: the message
+    names the step and the last good checkpoint.
     """
     steps = tokens // (batch * corpus.length)
     if steps < 1:
@@ -97,7 +97,7 @@ def train(
     identity = _identity(model, corpus, asked)
     first, seconds, history = _resume(folder, model, optimizer, identity)
     rate = lambda step: learning_rate * min(1, (step + 1) / 100, (steps - step) / (0.4 * steps))  # noqa: E731
-    forward = compiled(model)
+    forward = Forward(model)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     model.train()
 
@@ -135,16 +135,6 @@ def train(
     return Training(steps, shown, flops, seconds + time.monotonic() - begun, tuple(history))
 
 
-def compiled(model: PreTrainedModel) -> Callable:
-    """The model's forward pass, compiled where this machine can (a C++ compiler for the CPU, Triton for CUDA).
-
-    Small models are bound by memory traffic between operations, which compiling fuses: about 1.7× on one core.
-    """
-    if next(model.parameters()).device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        return model
-    return torch.compile(model)
-
-
 def _optimizer(model: PreTrainedModel, learning_rate: float) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -164,7 +154,7 @@ def _mean_if_finite(losses: list[torch.Tensor], last: int, folder: Path | str | 
         kept = _checkpoints(Path(folder))[-1:] if folder is not None else []
         where = f"The last good checkpoint is {kept[0].name} in {folder}" if kept else "No checkpoint was kept"
         step = last + 1 - len(losses) + int(bad[0])
-        raise LabkitError(
+        raise Failure(
             "the loss and its gradient must stay finite",
             f"{values[bad[0, 0]].item()} at step {step}",
             f"{where}; lower the learning rate, or look at the data of that step.",

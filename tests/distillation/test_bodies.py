@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, GraniteConfig
 
-from labkit import training
+from labkit import forward
 from labkit.distillation.bodies import Body, digest, vocabulary
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
@@ -26,7 +26,7 @@ CONFIGS = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(training, "compiled", lambda model: model)
+    monkeypatch.setattr(forward, "compiled", lambda module: module)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -35,7 +35,7 @@ def test_hidden_states_head_and_finish_are_the_logits(config):
     model = AutoModelForCausalLM.from_config(config).eval()
     body, tokens = Body(model, 30), torch.randint(30, (2, 7))
     with torch.no_grad():
-        hidden = body.hidden(tokens)
+        hidden = body.hidden(tokens, torch.arange(14)).unflatten(0, (2, 7))
         ours = body.finish(torch.nn.functional.linear(*body.head(hidden)))
         torch.testing.assert_close(ours, model(tokens).logits[..., :30])
         torch.testing.assert_close(body.layers(tokens)[-1], hidden)

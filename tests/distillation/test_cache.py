@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from labkit import training
+from labkit import forward
 from labkit.abilities import Corpus, abilities
 from labkit.distillation import cache as module
 from labkit.distillation.cache import TeacherCache, bucketed
@@ -26,7 +26,7 @@ TOKENS = BATCH * STEPS * CORPUS.length
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No compiling, and two steps to a shard."""
-    monkeypatch.setattr(training, "compiled", lambda model: model)
+    monkeypatch.setattr(forward, "compiled", lambda module: module)
     monkeypatch.setattr(module, "SHARD_BYTES", 2 * BATCH * CORPUS.length * (8 * 5 + 4))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from labkit import training
+from labkit import forward
 from labkit.abilities import Corpus, abilities
 from labkit.distillation import losses
 from labkit.distillation.bodies import Body
@@ -23,7 +23,7 @@ CORPUS = Corpus(abilities("recall", "addition", "repeat"), seed=0, length=24)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(training, "compiled", lambda model: model)
+    monkeypatch.setattr(forward, "compiled", lambda module: module)
 
 
 @pytest.fixture

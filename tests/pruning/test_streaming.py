@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import blocks, streaming
+from labkit.pruning import blocks, engine, masks, prune, sparsegpt, streaming
 from labkit.pruning.moments import Hessian, Norms
 
 TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
@@ -214,6 +214,31 @@ class Live(TorchDispatchMode):
     def gone(self, key: int, size: int) -> None:
         self.seen.discard(key)
         self.bytes -= size
+
+
+def test_factors_of_a_hessian_take_one_more_of_its_size():
+    width = 256
+    x = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(0))
+    statistic = Hessian()
+    statistic.add(x)
+    with Live(nn.Module()) as live:
+        factor = sparsegpt.inverse_factor(statistic.take(), "w")
+    assert factor.shape == (width, width) and statistic.products.numel() == 1
+    assert live.peak < 1.1 * 2 * 4 * width**2
+
+
+@pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"pattern": "2:4"}])
+def test_rows_that_do_not_compete_may_be_scored_some_at_a_time(monkeypatch, options):
+    model = Rung(64, 1).build().eval()
+    whole = prune(model, "wanda", calibration=TOKENS, **options).state_dict()
+    scored = []
+    keep = masks.Keep.__call__
+    monkeypatch.setattr(engine, "SCORES", 3 * 64)
+    monkeypatch.setattr(masks.Keep, "__call__", lambda self, scores: scored.append(scores.numel()) or keep(self, scores))
+    parts = prune(model, "wanda", calibration=TOKENS, **options).state_dict()
+    assert max(scored) <= 3 * 64
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
 
 
 def peak(model, sequences: int, kind: type) -> int:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from labkit import training
 from labkit.divergences import Head
 from labkit.errors import LabkitError
+from labkit.forward import Forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class Body:
-    """Hidden states of a model, compiled where training is, and its head for the first ``vocab`` tokens.
+    """Hidden states of a model, compiled where this machine can, and its head for the first ``vocab`` tokens.
 
     Logits are made from hidden states by whoever needs them, a few positions at a time. Raises LabkitError for a model
     whose logits are not head·hidden, up to the scale or soft cap that its config names.
@@ -25,16 +25,16 @@ class Body:
 
     def __init__(self, model: PreTrainedModel, vocab: int) -> None:
         self.model, self.vocab = model, vocab
-        self._whole = training.compiled(model.base_model)
+        self._forward = Forward(model)
         self._check()
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """(batch, time) -> (batch, time, width): what the head reads."""
-        return self._whole(input_ids=tokens, use_cache=False).last_hidden_state
+    def hidden(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """(batch, time), (n,) places of `labkit.forward.asked_places` -> (n, width): what the head reads there."""
+        return self._forward.hidden_at(tokens, places)
 
     def layers(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Hidden states after the embedding, after each layer, (batch, time, width) each; the last one is `hidden`."""
-        return self._whole(input_ids=tokens, use_cache=False, output_hidden_states=True).hidden_states
+        """Hidden states after the embedding, after each layer, (batch, time, width) each; the head reads the last one."""
+        return self._forward.body(input_ids=tokens, use_cache=False, output_hidden_states=True).hidden_states
 
     def head(self, hidden: Tensor) -> Head:
         """The head beside hidden states (positions, width) of one's own choice."""

@@ -21,7 +21,7 @@ from labkit import divergences
 from labkit.distillation.bodies import Body, digest, vocabulary
 from labkit.errors import Failure, LabkitError
 from labkit.flops import forward_flops_per_token
-from labkit.records import IGNORE
+from labkit.forward import asked_places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -173,7 +173,8 @@ class TeacherCache:
 
     @torch.no_grad()
     def _ask(self, body: Body, tokens: Tensor, labels: Tensor, step: int) -> Targets:
-        hidden = body.hidden(tokens.to(body.model.device))[labels.to(body.model.device) != IGNORE]
+        device = body.model.device
+        hidden = body.hidden(tokens.to(device), asked_places(labels.to(device)))
         parts = []
         for some in hidden.split(max(1, divergences.CHUNK_LOGITS // body.vocab)):
             logits = body.finish(F.linear(*body.head(some))).float()

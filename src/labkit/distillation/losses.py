@@ -1,6 +1,6 @@
 """What a student is trained on: one class for each kind of signal, called by the training loop as ``loss(model, …)``.
 
-The forward pass the loop hands in is not used: a loss needs hidden states, not logits, and has its own (`Body`).
+The forward pass the loop hands in is not used: a loss reads through `Body`, which knows the head as well.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from labkit.distillation.cache import TeacherCache, bucketed
 from labkit.distillation.sampling import sample_answers
 from labkit.divergences import chunked_mean
 from labkit.errors import LabkitError
+from labkit.forward import asked_places
 from labkit.records import IGNORE
 
 if TYPE_CHECKING:
@@ -109,10 +110,10 @@ class Loss:
         before = torch.full_like(bad, -1, dtype=torch.long) if self._bad is None else self._bad
         self._bad = torch.where(bad & (before < 0), self.stream.step, before)
 
-    def tell(self, tokens: Tensor) -> Tensor:
-        """The teacher's hidden states (batch, time, width)."""
+    def tell(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """The teacher's hidden states (places, width)."""
         with torch.no_grad():
-            return self.teacher.hidden(tokens)
+            return self.teacher.hidden(tokens, places)
 
 
 @dataclasses.dataclass
@@ -136,10 +137,10 @@ class SoftLoss(Loss):
                 self.student.model, tokens, labels, generator=generator, vocab=self.student.vocab
             )
             alpha, cache = 1.0, None
-        asked = labels != IGNORE
-        head, answers = self.student.head(self.student.hidden(tokens)[asked]), labels[asked]
+        places = asked_places(labels)
+        head, answers = self.student.head(self.student.hidden(tokens, places)), labels.flatten()[places]
         if cache is None:
-            return chunked_mean(functools.partial(self._live, alpha), head, answers, self.tell(tokens)[asked])
+            return chunked_mean(functools.partial(self._live, alpha), head, answers, self.tell(tokens, places))
         targets = [x.to(tokens.device) for x in cache.targets(self.stream.step)]
         return chunked_mean(functools.partial(self._cached, alpha), head, answers, *targets)
 
@@ -173,7 +174,8 @@ class SequenceLoss(Loss):
         self.stream.rewrite = self._answer
 
     def __call__(self, model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
-        return _against(self.student, self.student.hidden(tokens), labels)
+        places = asked_places(labels)
+        return _against(self.student, self.student.hidden(tokens, places), labels.flatten()[places])
 
     def _answer(self, tokens: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         device = self.teacher.model.device
@@ -210,14 +212,13 @@ class HiddenLoss(Loss):
         for (mine, its), projection in zip(self.pairs, getattr(self.student.model, PROJECTIONS), strict=True):
             apart = projection(ours[mine][asked]).float() - theirs[its][asked].float()
             total = total + apart.square().sum() / max(apart.numel(), 1)
-        return self.alpha * total / len(self.pairs) + (1 - self.alpha) * _against(self.student, ours[-1], labels)
+        return self.alpha * total / len(self.pairs) + (1 - self.alpha) * _against(self.student, ours[-1][asked], labels[asked])
 
 
-def _against(student: Body, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy with the labels, for hidden states (batch, time, width)."""
-    asked = labels != IGNORE
+def _against(student: Body, hidden: Tensor, answers: Tensor) -> Tensor:
+    """Mean cross-entropy with the answers (n,), for hidden states (n, width)."""
     loss = lambda logits, answers: _cross_entropy(student.finish(logits).float(), answers)  # noqa: E731
-    return chunked_mean(loss, student.head(hidden[asked]), labels[asked])
+    return chunked_mean(loss, student.head(hidden), answers)
 
 
 def layer_pairs(student: int, teacher: int, every: int | None) -> tuple[tuple[int, int], ...]:

@@ -16,7 +16,7 @@ from labkit.records import DENSE
 from labkit.scores import primary
 from labkit.statistics import mcnemar
 from labkit.storage import quantized_bits, sparse_bits
-from labkit.students import CONDITION, FRESH, SCRATCH, students
+from labkit.students import CONDITION, SCRATCH, students
 
 TAUGHT = "forward-kl"
 """The way of distillation that H5 is about, from fresh weights; the others are looked at, not tested."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -104,10 +103,9 @@ def prune(
                 raise unknown("matrix", name, found)
     budgets = sparsity if isinstance(sparsity, Mapping) else dict.fromkeys(found, sparsity)
     keeps = {name: _masker(budget, pattern, group or method.group) for name, budget in budgets.items()}
-    m = None if pattern is None else masks.parse_pattern(pattern)[1]
-    if m is not None:
-        for name in keeps:
-            masks.check_divisible(name, found[name].weight.shape[1], m)
+    for name, keep in keeps.items():
+        if keep.pattern is not None:
+            masks.check_divisible(name, found[name].weight.shape[1], keep.pattern[1])
     if method.statistic is not None:
         calibration = blocks.check_calibration(model, calibration, f"criterion {criterion!r}")
 
@@ -120,7 +118,7 @@ def prune(
         progress = engine.Progress(folder, {**asked, **hashes})
     pruned = copy.deepcopy(model).eval()
     engine.prune_blocks(
-        pruned, method, keeps, m,
+        pruned, method, keeps,
         calibration=calibration, generator=torch.Generator().manual_seed(seed), device=device, progress=progress,
     )  # fmt: skip
     ledger.record_masks(pruned)
@@ -213,8 +211,8 @@ def _named(kind: str, name: str, functions: Sequence[Callable]) -> Callable:
     return known[name]
 
 
-def _masker(sparsity: float | None, pattern: str | None, group: str) -> Callable[[Tensor], Tensor]:
-    """Scores -> mask, as asked for. Raises LabkitError if what is asked for is not legal."""
+def _masker(sparsity: float | None, pattern: str | None, group: str) -> masks.Keep:
+    """What is asked for. Raises LabkitError if that is not legal."""
     if sparsity is not None:
         masks.check_sparsity(sparsity)
     if pattern is not None:
@@ -222,9 +220,9 @@ def _masker(sparsity: float | None, pattern: str | None, group: str) -> Callable
         if sparsity is not None and abs(sparsity - (1 - n / m)) > 1e-9:
             rule = f"pattern {pattern} has sparsity {1 - n / m:g}"
             raise LabkitError(rule, f"sparsity={sparsity}", "Leave sparsity out, or the pattern.")
-        return partial(masks.keep_n_of_m, n=n, m=m)
+        return masks.Keep(pattern=(n, m))
     if sparsity is None:
         raise LabkitError("a sparsity or a pattern is needed", None, "Give e.g. sparsity=0.5 or pattern='2:4'.")
     if group not in masks.GROUPS:
         raise unknown("group", group, masks.GROUPS)
-    return partial(masks.keep_highest, sparsity=sparsity, group=group)
+    return masks.Keep(sparsity, group)

@@ -22,10 +22,11 @@ from labkit.errors import LabkitError
 from labkit.pruning import blocks, sparsegpt, streaming
 from labkit.pruning.blocks import Matrix
 from labkit.pruning.criteria import CALIBRATED, CRITERIA
+from labkit.pruning.masks import Keep
 from labkit.pruning.moments import Hessian, Norms, Statistic
 
-Keep = Callable[[Tensor], Tensor]
-"""Scores (outputs, inputs) -> mask, True where a weight stays."""
+SCORES = 2**22
+"""Scores held at once where rows do not compete: 16 MiB, and sorting takes as much again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Method:
     ----------
     statistic: what it must know of the inputs of a matrix, or None.
     group: within what unstructured weights compete if nothing else is asked for.
-    prune: (matrix, statistic, keep, M of a pattern N:M or None, generator) -> weights (outputs, inputs), pruned.
+    prune: (matrix, statistic, keep, generator) -> weights (outputs, inputs), pruned.
     """
 
     statistic: type[Statistic] | None
     group: str
-    prune: Callable[[Matrix, Statistic | None, Keep, int | None, torch.Generator], Tensor]
+    prune: Callable[[Matrix, Statistic | None, Keep, torch.Generator], Tensor]
 
 
 def methods() -> dict[str, Method]:
@@ -62,32 +63,34 @@ def methods() -> dict[str, Method]:
 
 
 def _by_score(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def prune(
-        matrix: Matrix, statistic: Statistic | None, keep: Keep, m: int | None, generator: torch.Generator
-    ) -> Tensor:
-        weight = matrix.weight
-        scores = score(weight, None if statistic is None else statistic.value(), generator)
-        if not torch.isfinite(scores).all():
-            remedy = "Check the weights, and use bfloat16 or float32 if they are float16."
-            raise LabkitError("weights and their scores are finite", f"NaN or infinity in {matrix.name}", remedy)
-        # Zeros go first, whatever the criterion: of a sparse model they count towards what is asked for.
-        return weight.masked_fill(~keep(scores.masked_fill_(weight == 0, -torch.inf)), 0)
+    def prune(matrix: Matrix, statistic: Statistic | None, keep: Keep, generator: torch.Generator) -> Tensor:
+        norms = None if statistic is None else statistic.value()
+
+        def left(weight: Tensor) -> Tensor:
+            scores = score(weight, norms, generator)
+            if not torch.isfinite(scores).all():
+                remedy = "Check the weights, and use bfloat16 or float32 if they are float16."
+                raise LabkitError("weights and their scores are finite", f"NaN or infinity in {matrix.name}", remedy)
+            # Zeros go first, whatever the criterion: of a sparse model they count towards what is asked for.
+            return weight.masked_fill(~keep(scores.masked_fill_(weight == 0, -torch.inf)), 0)
+
+        # Scores of labkit look at one output at a time; those that users add may look at the whole matrix.
+        parts = keep.by_row and score in CRITERIA
+        rows = max(1, SCORES // matrix.weight.shape[1]) if parts else len(matrix.weight)
+        return torch.cat([left(part) for part in matrix.weight.split(rows)])
 
     return prune
 
 
-def _by_sparsegpt(
-    matrix: Matrix, statistic: Hessian, keep: Keep, m: int | None, generator: torch.Generator
-) -> Tensor:
+def _by_sparsegpt(matrix: Matrix, statistic: Hessian, keep: Keep, generator: torch.Generator) -> Tensor:
     if not torch.isfinite(matrix.weight).all():
         remedy = "Check the weights, and use bfloat16 or float32 if they are float16."
         raise LabkitError("weights and their scores are finite", f"NaN or infinity in {matrix.name}", remedy)
     if statistic.factor is None:  # matrices of one input share it
-        hessian = statistic.value()
+        hessian = statistic.take()
         statistic.dead = hessian.diagonal() == 0
         statistic.factor = sparsegpt.inverse_factor(hessian, matrix.name)
-        statistic.products = statistic.products.new_zeros(())  # not needed any more, and large
-    return sparsegpt.prune_columns(matrix.weight, statistic.factor, statistic.dead, keep, m)
+    return sparsegpt.prune_columns(matrix.weight, statistic.factor, statistic.dead, keep, keep.pattern and keep.pattern[1])
 
 
 def check_plain(model: PreTrainedModel) -> None:
@@ -105,7 +108,6 @@ def prune_blocks(
     model: PreTrainedModel,
     method: Method,
     keeps: Mapping[str, Keep],
-    m: int | None,
     *,
     calibration: Tensor | None,
     generator: torch.Generator,
@@ -136,7 +138,7 @@ def prune_blocks(
                 if isinstance(seen, Hessian) and seen.rows < matrix.weight.shape[1]:
                     short[name] = seen.rows
                 before = matrix.weight.any(1)
-                matrix.weight.copy_(method.prune(matrix, seen, keeps[name], m, generator))
+                matrix.weight.copy_(method.prune(matrix, seen, keeps[name], generator))
                 if empty := int((before & ~matrix.weight.any(1)).sum()):
                     emptied[name] = empty
             statistics.clear()  # their memory is needed for running the block again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from itertools import combinations
 
@@ -11,6 +12,25 @@ from torch import Tensor
 from labkit.errors import LabkitError, unknown
 
 GROUPS = ("layer", "row")
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Scores (outputs, inputs) -> mask: an unstructured sparsity within groups, or (N, M) of a pattern."""
+
+    sparsity: float | None = None
+    group: str = "layer"
+    pattern: tuple[int, int] | None = None
+
+    @property
+    def by_row(self) -> bool:
+        """Whether the outputs of a matrix can be looked at one by one."""
+        return self.pattern is not None or self.group == "row"
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        if self.pattern is not None:
+            return keep_n_of_m(scores, *self.pattern)
+        return keep_highest(scores, self.sparsity, self.group)
 
 
 def keep_highest(scores: Tensor, sparsity: float, group: str) -> Tensor:

@@ -59,5 +59,10 @@ class Hessian:
     def value(self) -> Tensor:
         return self.products * (2 / self.rows)
 
+    def take(self) -> Tensor:
+        """`value`, in the memory of the sums, which are gone."""
+        taken, self.products = self.products.mul_(2 / self.rows), self.products.new_zeros(())
+        return taken
+
     def finite(self) -> bool:
         return bool(torch.isfinite(self.products.diagonal()).all())

@@ -29,6 +29,9 @@ def inverse_factor(hessian: Tensor, name: str) -> Tensor:
     U_jj² is the first entry of the inverse Hessian of the weights from column j on, and U_j,j: / U_jj its first row in
     units of that entry: all that pruning from left to right needs. Dead inputs, H_jj = 0, get H_jj = 1.
 
+    From right to left H = R·Rᵀ with an upper R, so U = R⁻¹: one factorisation instead of two and an inverse. The
+    Hessian is overwritten; beside it there is never more than one matrix of its size.
+
     If the factorisation fails the damping is raised tenfold, with a warning that names the matrix, at most `RAISES`
     times; then LabkitError is raised. Pruning never goes on with something else in the place of the Hessian.
     """
@@ -39,13 +42,16 @@ def inverse_factor(hessian: Tensor, name: str) -> Tensor:
         if damping > DAMPING:
             message = f"the Hessian of {name} is not positive definite: damping raised to {damping:g}"
             warnings.warn(f"{message} of its mean diagonal", stacklevel=2)
-        damped = hessian.clone()
-        damped.diagonal().add_(dead + damping * level)
+        flipped = hessian.flip(0, 1)
+        flipped.diagonal().add_(dead.flip(0) + damping * level)
         try:
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-            return torch.linalg.cholesky(inverse, upper=True)
+            torch.linalg.cholesky(flipped, out=flipped)
         except torch.linalg.LinAlgError:
             continue
+        inverse = hessian.zero_().fill_diagonal_(1)
+        torch.linalg.solve_triangular(flipped, inverse, upper=False, out=inverse)
+        del flipped
+        return inverse.flip(0, 1)
     raise LabkitError(
         "the damped Hessian of a matrix's inputs is positive definite",
         f"{name}, not even with damping {damping:g}",
