@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -160,7 +162,22 @@ def test_conditions_in_common_are_compared_each_by_itself_and_by_size():
     assert np.allclose(frame["p_adjusted"], stats.false_discovery_control(frame["p"]))
 
 
+def test_of_stores_with_more_or_fewer_items_those_are_compared_that_both_have():
+    tables = np.random.default_rng(7).random((2, 3, 30))
+    a = pd.concat([stored(tables[0]), stored(tables[0], ability="shift")])
+    b = stored(tables[1][:, :20])
+    with pytest.warns(UserWarning, match="compared are the 20 scores of an item that both have, of 60 and 20 of a model"):
+        frame = compare_conditions(a, b)
+    told = compare(stored(tables[0][:, :20]), b)
+    pd.testing.assert_frame_equal(frame[list(COLUMNS)], told)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compare_conditions(b, b)
+
+
 def test_stores_with_nothing_in_common_are_refused():
+    with pytest.raises(LabkitError, match="two stores share some items; got 'recall and shift'. Run studies with an abi"):
+        compare_conditions(stored([[1, 0]]), stored([[1, 0]], ability="shift"))
     with pytest.raises(LabkitError, match="share a rung and compression; got '64x2 dense 0.0 and 16x1 dense 0.0'"):
         compare_conditions(stored([[1]]), stored([[1]], "16x1"))
     with pytest.raises(LabkitError, match="rows without rung, compression, sparsity, params"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 
@@ -69,12 +71,14 @@ def compare(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFrame:
 def compare_conditions(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFrame:
     """`compare` in every (rung, compression, sparsity) that both sides have: its rows, with those columns in front.
 
-    ``p_adjusted`` is over all rows of the frame.
+    Of each ability and metric the items that both have are compared, e.g. the first 200 of 500; a warning says how many
+    others were left aside. ``p_adjusted`` is over all rows of the frame.
 
     Raises LabkitError as `compare` does, and where the two have nothing in common.
     """
     for rows in (rows_a, rows_b):
-        _need(rows, (*CONDITION, "params"))
+        _need(rows, (*CONDITION, *_KEYS, "params"))
+    rows_a, rows_b = _shared(rows_a, rows_b)
     sides = [dict(list(rows.groupby(list(CONDITION), observed=True))) for rows in (rows_a, rows_b)]
     common = [key for key in sides[0] if key in sides[1]]
     if not common:
@@ -86,6 +90,25 @@ def compare_conditions(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFra
         frame = compare(sides[0][key], sides[1][key])
         frames.append(frame.assign(**dict(zip(CONDITION, key, strict=True)))[[*CONDITION, *COLUMNS]])
     return _adjusted(pd.concat(frames, ignore_index=True))
+
+
+def _shared(*sides: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of items that both sides have scored, under whatever condition; warns of others."""
+    keys = [pd.MultiIndex.from_frame(rows[list(_KEYS)].astype({"ability": str, "metric": str})) for rows in sides]
+    kept = [mine.isin(other) for mine, other in zip(keys, reversed(keys), strict=True)]
+    items = [(len(mine.unique()), len(mine[keep].unique())) for mine, keep in zip(keys, kept, strict=True)]
+    if not all(shared for _, shared in items):
+        received = " and ".join(_name_of(mine) for mine in keys)
+        raise LabkitError("two stores share some items", received, "Run studies with an ability in common.")
+    if any(count > shared for count, shared in items):
+        (a, _), (b, _) = items
+        message = f"compared are the {items[0][1]:,} scores of an item that both have, of {a:,} and {b:,} of a model"
+        warnings.warn(message, stacklevel=3)
+    return [rows[keep] for rows, keep in zip(sides, kept, strict=True)]
+
+
+def _name_of(keys: pd.MultiIndex) -> str:
+    return ", ".join(sorted(set(keys.get_level_values("ability")))) or "no rows"
 
 
 def _scores(rows: pd.DataFrame, side: str) -> pd.DataFrame:
