@@ -4,7 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labkit.contrast import ANSWERS, EffectiveScale, Rule, SeedQuestion, effective_scale, seed_question
+from labkit.contrast import (
+    ANSWERS,
+    EffectiveScale,
+    Rule,
+    SeedQuestion,
+    SizeMatched,
+    effective_scale,
+    seed_question,
+    size_matched,
+)
 from labkit.errors import LabkitError
 from labkit.records import DENSE, EXACT_MATCH, NLL_NATS, columns
 
@@ -169,3 +178,19 @@ def test_bad_outcomes_and_rules_are_refused():
     ):
         with pytest.raises(LabkitError, match=message):
             dataclasses.replace(QUICK, **changes)
+
+
+# -- the dense model of equal size ------------------------------------------------------------------------------------
+
+
+def test_the_smaller_rung_is_the_one_nearest_to_the_share_and_the_ratio_is_of_means():
+    frame = size_matched(dense(spread=0.01), share=0.3)
+    assert tuple(frame) == columns(SizeMatched) and list(frame["rung"].unique()) == ["r1", "r2", "r3", "r4"]
+    row = frame[(frame.rung == "r3") & (frame.ability == "facts")].iloc[0]
+    assert (row.control, row.params, row.control_params, row.n_seeds) == ("r2", PARAMS["r3"], PARAMS["r2"], 5)
+    assert row.ratio == pytest.approx(0.8 / 0.9, abs=0.02) and row.low < row.ratio < row.high
+    assert frame[(frame.rung == "r1") & (frame.ability == "chain")].ratio.isna().all()  # r1 has none of it
+    whole = frame[(frame.rung == "r4") & (frame.ability == "chain")].iloc[0]
+    assert whole.low < 1 < whole.high  # r3 is as able as r4
+    with pytest.raises(LabkitError, match="lies in \\(0, 1\\); got 1.5"):
+        size_matched(dense(), share=1.5)

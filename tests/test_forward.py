@@ -21,7 +21,9 @@ CONFIGS = {
         **SMALL, tie_word_embeddings=True, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
     ),
     "another class": Qwen2Config(**SMALL),
-    "without logits_to_keep": GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=None),
+    "without logits_to_keep": GPT2Config(
+        vocab_size=40, n_embd=16, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=None
+    ),
 }
 
 
@@ -80,9 +82,7 @@ def test_what_is_done_to_a_model_from_outside_is_done_to_all_places(change):
     change(model.eval())
     forward = Forward(model, compile=False)
     assert forward._narrow is None
-    torch.testing.assert_close(
-        forward.logits_at(tokens, asked_places(labels)), model(tokens).logits[labels != IGNORE]
-    )
+    torch.testing.assert_close(forward.logits_at(tokens, asked_places(labels)), model(tokens).logits[labels != IGNORE])
 
 
 def test_no_place_is_no_row():

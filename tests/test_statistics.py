@@ -13,6 +13,7 @@ from labkit.statistics import (
     p_value,
     percentile_interval,
     ratio_interval,
+    unpaired_ratio_interval,
     tost,
 )
 
@@ -180,3 +181,28 @@ def test_adjusted_p_values_of_a_worked_example():
     assert holm(p)[[0, 2, 3]] == pytest.approx([0.03, 0.06, 0.06]) and np.isnan(holm(p)[1])
     assert benjamini_hochberg(p)[[0, 2, 3]] == pytest.approx([0.03, 0.04, 0.04]) and np.isnan(benjamini_hochberg(p)[1])
     assert np.isnan(benjamini_hochberg([np.nan])).all()
+
+
+# -- two samples that are not paired ----------------------------------------------------------------------------------
+
+
+def test_an_unpaired_ratio_over_a_fixed_number_is_a_t_interval():
+    over = np.array([0.4, 0.7, 0.5, 0.9])
+    found = unpaired_ratio_interval(over, [2.0, 2.0, 2.0], 0.9)
+    t = stats.t.interval(0.9, 3, over.mean(), stats.sem(over))
+    np.testing.assert_allclose(found, np.array(t) / 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5), (5, 5), (5, 3)])
+def test_unpaired_ratios_hold_the_truth_as_often_as_they_say(sizes):
+    generator, held, n = np.random.default_rng(0), 0, 4000
+    for _ in range(n):
+        over, under = generator.normal(0.4, 0.15, sizes[0]), generator.normal(0.9, 0.05, sizes[1])
+        low, high = unpaired_ratio_interval(over, under)
+        held += low <= 0.4 / 0.9 <= high
+    assert 0.94 <= held / n <= 0.97
+
+
+def test_an_unpaired_ratio_without_seeds_or_a_denominator_has_no_interval():
+    assert np.isnan(unpaired_ratio_interval([0.5], [1.0, 0.9])).all()
+    assert np.isnan(unpaired_ratio_interval([0.5, 0.6], [-1.0, 1.2])).all()

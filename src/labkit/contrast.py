@@ -13,8 +13,8 @@ from labkit import curves
 from labkit.dense_curve import Draws, Ladder, arranged, conditions, dense_curve, paired_scores, sizes
 from labkit.errors import LabkitError
 from labkit.records import DENSE, NLL_NATS, columns
-from labkit.scores import primary
-from labkit.statistics import percentile_interval
+from labkit.scores import primary, scores
+from labkit.statistics import percentile_interval, unpaired_ratio_interval
 
 ANSWERS = ("emergence lost", "redundancy stripped", "undecided")
 """Every value of the column ``answer``."""
@@ -51,6 +51,22 @@ class Rule:
         for name, least in (("min_seeds", 2), ("draws", 100)):
             if getattr(self, name) < least:
                 raise LabkitError(f"{name} is at least {least}", getattr(self, name), f"Give {least} or more.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeMatched:
+    """What training a smaller model on as many tokens gives: the gain of its rung over that of a larger one."""
+
+    rung: str
+    control: str  # the smaller rung
+    params: int
+    control_params: int
+    ability: str
+    metric: str
+    ratio: float  # of mean gains, over all seeds of each rung; NaN where the larger rung is below the gate
+    low: float  # 95 % interval over new seeds of both rungs, which are not paired
+    high: float
+    n_seeds: int  # of the smaller rung
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +113,36 @@ class SeedQuestion:
     n_seeds: int
     answer: str  # one of ANSWERS
     reason: str
+
+
+def size_matched(dense: pd.DataFrame, share: float = 0.5, rule: Rule = Rule()) -> pd.DataFrame:
+    """Beside every rung but the smallest, the smaller rung whose parameters come nearest to ``share`` of its own.
+
+    Parameters
+    ----------
+    dense : frame with the columns of `labkit.records.ItemRow`; only the dense rows are read.
+    share : of the parameters that a compression leaves, in (0, 1).
+    rule : `gate` is used.
+
+    Returns
+    -------
+    Frame with the columns of `SizeMatched`, rungs by size. The interval is `unpaired_ratio_interval` of
+    `labkit.statistics`. Raises LabkitError as `labkit.scores.scores`, and for a share outside (0, 1).
+    """
+    if not 0 < share < 1:
+        raise LabkitError("the share of parameters that is left lies in (0, 1)", share, "Give a fraction, e.g. 0.5.")
+    first = primary(scores(dense[dense["compression"] == DENSE]))
+    params = first.groupby("rung")["params"].max().sort_values()
+    told = []
+    for rung, size in params.iloc[1:].items():
+        control = (params[params < size] - share * size).abs().idxmin()
+        for ability, of_ability in first.groupby("ability"):
+            small, large = (of_ability.loc[of_ability["rung"] == name, "gain"] for name in (control, rung))
+            known = len(small) > 0 and large.mean() >= rule.gate
+            numbers = (small.mean() / large.mean(), *unpaired_ratio_interval(small, large)) if known else [np.nan] * 3
+            sizes = round(size), round(params[control])
+            told.append(SizeMatched(rung, control, *sizes, ability, of_ability["metric"].iloc[0], *numbers, len(small)))
+    return pd.DataFrame([dataclasses.asdict(row) for row in told], columns=columns(SizeMatched))
 
 
 def effective_scale(dense: pd.DataFrame, compressed: pd.DataFrame, rule: Rule = Rule()) -> pd.DataFrame:

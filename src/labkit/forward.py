@@ -65,7 +65,9 @@ class Forward:
             return self.model.lm_head(self.hidden_at(tokens, places))
         time = tokens.shape[1]
         kept = time - int((places % time).min()) if self._keeps and len(places) else time
-        logits = self._whole(input_ids=tokens, use_cache=False, **{"logits_to_keep": kept} if self._keeps else {}).logits
+        logits = self._whole(
+            input_ids=tokens, use_cache=False, **{"logits_to_keep": kept} if self._keeps else {}
+        ).logits
         return logits[places // time, places % time - time]  # from the end: a model may keep more than it was asked to
 
 
@@ -118,7 +120,5 @@ def _attend(attention: LlamaAttention, hidden: Tensor, rotary: tuple[Tensor, Ten
     query, key, value = (projection(hidden).view(shape).transpose(1, 2) for projection in projections)
     query, key = apply_rotary_pos_emb(query, key, *rotary)
     groups = attention.num_key_value_groups > 1
-    seen = F.scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=attention.scaling, enable_gqa=groups
-    )
+    seen = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=attention.scaling, enable_gqa=groups)
     return seen.transpose(1, 2).flatten(2)

@@ -170,6 +170,23 @@ def ratio_interval(
     return np.where((a > 0) & (bottom > 0), bounds, np.nan)
 
 
+def unpaired_ratio_interval(over: ArrayLike, under: ArrayLike, level: float = 0.95) -> np.ndarray:
+    """Interval of the ratio of the means of two independent samples, (n,) and (m,): low and high, NaN where unbounded.
+
+    Fieller's as in `ratio_interval`, each variance with the quantile of its own degrees of freedom; n and m are ≥ 2.
+    """
+    samples = [np.asarray(sample, float) for sample in (over, under)]
+    if min(map(len, samples)) < 2:
+        return np.full(2, np.nan)
+    top, bottom = (sample.mean() for sample in samples)
+    xx, yy = (special.stdtrit(len(s) - 1, (1 + level) / 2) ** 2 * s.var(ddof=1) / len(s) for s in samples)
+    a, b, c = bottom**2 - yy, top * bottom, top**2 - xx
+    if a <= 0 or bottom <= 0:
+        return np.full(2, np.nan)
+    root = np.sqrt(max(b**2 - a * c, 0))
+    return np.array([b - root, b + root]) / a
+
+
 def p_value(spread: Spread, weights: ArrayLike, unit: float = 0.0) -> np.ndarray:
     """Two-sided p of a mean of 0 for a weighted sum of the variables: the level at which `mean_interval` reaches 0.
 

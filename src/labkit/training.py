@@ -216,7 +216,9 @@ def _resume(
     kept = state.get("training", identity)  # absent in checkpoints of labkit 0.1.0, which are taken on trust
     if other := [f"{key} {kept.get(key)}, not {value}" for key, value in identity.items() if kept.get(key) != value]:
         remedy = "Give a folder of its own to each training, or remove this one to begin anew."
-        raise LabkitError("a checkpoint is resumed by the training it is of", f"{found[-1]}: {'; '.join(other)}", remedy)
+        raise LabkitError(
+            "a checkpoint is resumed by the training it is of", f"{found[-1]}: {'; '.join(other)}", remedy
+        )
     load_model(model, found[-1] / "model.safetensors")
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(found[-1] / "optimizer.safetensors").items():

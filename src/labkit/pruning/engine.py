@@ -90,7 +90,9 @@ def _by_sparsegpt(matrix: Matrix, statistic: Hessian, keep: Keep, generator: tor
         hessian = statistic.take()
         statistic.dead = hessian.diagonal() == 0
         statistic.factor = sparsegpt.inverse_factor(hessian, matrix.name)
-    return sparsegpt.prune_columns(matrix.weight, statistic.factor, statistic.dead, keep, keep.pattern and keep.pattern[1])
+    return sparsegpt.prune_columns(
+        matrix.weight, statistic.factor, statistic.dead, keep, keep.pattern and keep.pattern[1]
+    )
 
 
 def check_plain(model: PreTrainedModel) -> None:
