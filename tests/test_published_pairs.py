@@ -13,7 +13,6 @@ from labkit.published import beside
 from labkit.study import Study
 
 NAMES = ("pythia-ladder", "gpt2-distilgpt2", "llama-minitron", "llama-3.2", "qwen", "r1-distils")
-UNCONFIRMED = ("qwen",)  # no published figures: none could be checked
 
 
 def models(study: Study) -> list[str]:
@@ -34,9 +33,30 @@ def test_it_asks_in_text_of_hub_models_and_counts_what_they_need(study):
 
 def test_every_published_figure_is_of_a_model_of_the_study_and_names_its_source(study):
     assert {figure.model for figure in study.published} <= set(models(study))
-    assert bool(study.published) != (study.name in UNCONFIRMED)
+    assert study.published
     assert len({(figure.model, figure.task) for figure in study.published}) == len(study.published)
     assert all("percent" not in f.metric or 0 < f.value < 100 for f in study.published)
+
+
+def test_of_two_models_the_larger_has_the_higher_figure_that_ours_stand_beside(study):
+    # A column read in the place of its neighbour would mostly break this.
+    beside_ours = [figure for figure in study.published if figure.ours]
+    for task in {figure.task for figure in beside_ours}:
+        by_size = [(study.needs.parameters[f.model], f.value) for f in beside_ours if f.task == task]
+        assert all(less < more for small, less in by_size for large, more in by_size if small < large), task
+
+
+def test_one_source_says_one_number_of_a_model_and_a_task():
+    said = [((f.model, f.task, f.source), f.value) for name in NAMES for f in Study.load(name).published]
+    assert len(set(said)) == len(dict(said)) < len(said)  # some stand in two studies
+
+
+def test_of_every_qwen_a_figure_stands_beside_ours():
+    study = Study.load("qwen")
+    known = {(figure.model, figure.ours.partition(": ")[0]) for figure in study.published if figure.ours}
+    assert {model for model, _ in known} == set(models(study))
+    base = [model for model in models(study) if "Qwen2.5" in model]
+    assert {(model, task) for model in base for task in study.benchmarks} <= known
 
 
 def test_started_offline_it_ends_at_once_and_makes_no_store(study, tmp_path, monkeypatch):
