@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from labkit import cluster
+from labkit import cluster, forward
 from labkit.errors import LabkitError
 from labkit.store import Store
 from labkit.study import Study
@@ -49,12 +52,31 @@ prune = { criterion = "magnitude", sparsity = 0.5 }
 """
 
 
+TEXT_STUDY = """
+question = "Is the text read there as here?"
+compress = ["model"]
+prompts = ["reverse"]
+items = 2
+text = { file = "mine.txt", length = 16 }
+[[compression]]
+prune = { criterion = "wanda", sparsity = 0.5 }
+recover = { method = "lora", rank = 2, tokens = 1024 }
+"""
+
+
 def free_ports(count: int) -> list[int]:
     lines = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [line.getsockname()[1] for line in lines]
     for line in lines:
         line.close()
     return ports
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Models as they are, here and in the processes that are started: compiling takes longer than measuring them."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    monkeypatch.setattr(forward, "compiled", lambda module: module)
 
 
 @pytest.fixture
@@ -111,6 +133,34 @@ def test_a_node_killed_in_the_middle_changes_no_row(nodes, tmp_path):
     assert set(store.provenance()["run"]) == set(study.runs())
 
 
+def text_study(folder: Path) -> None:
+    """A study of a model that reads bytes, pruned and trained on a text beside the file."""
+    torch.manual_seed(0)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytewise = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=bytewise).save_pretrained(folder / "model")
+    config = GPT2Config(n_embd=16, n_head=1, n_layer=1, vocab_size=256, n_positions=1024, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder / "model")
+    (folder / "mine.txt").write_text("the cat sat on the mat, and so did I. " * 60)
+    (folder / "mine.toml").write_text(TEXT_STUDY)
+
+
+@needs_ray
+@pytest.mark.timeout(120)
+def test_a_study_with_a_text_named_from_its_folder_has_the_rows_and_addresses_of_one_machine(uncompiled, nodes, tmp_path, monkeypatch):
+    text_study(tmp_path)
+    monkeypatch.chdir(tmp_path)  # a worker stands in a folder of its own
+    study = Study.load("mine.toml")
+    assert study.text.file == "mine.txt"
+    store = cluster.run(study, tmp_path / "there", nodes[0].address, progress=False)
+    local = study.run(tmp_path / "here", progress=False)
+    assert len(store.runs()) == 2 and store.runs() == local.runs() and set(store.provenance()["run"]) == set(study.runs())
+    ours, theirs = store.frame(), local.frame()
+    pd.testing.assert_frame_equal(ours.drop(columns="value"), theirs.drop(columns="value"))
+    np.testing.assert_allclose(ours["value"], theirs["value"], rtol=0, atol=1e-3)
+
+
 @needs_ray
 @pytest.mark.parametrize("kind", ["refused", "silent", "another"])
 def test_an_address_that_does_not_answer_is_said_within_ten_seconds(kind, tmp_path, monkeypatch):
@@ -156,7 +206,7 @@ def test_importing_the_module_does_not_import_ray():
 
 def test_a_worker_of_another_labkit_measures_nothing():
     study = Study("s", "?", ("ladder/16x1/seed-0",), abilities=("facts",), items=5)
-    failure, rule, received, remedy = cluster._measured((study, []), "0" * 16, ("ladder/16x1/seed-0", None))
+    failure, rule, received, remedy = cluster._measured(cluster._shipped(study), "0" * 16, ("ladder/16x1/seed-0", None))
     assert not failure and "the workers have the labkit" in rule and "another address" in received and "same" in remedy
 
 
@@ -164,6 +214,20 @@ def test_a_worker_hands_back_a_part_that_another_store_adopts(tmp_path):
     study = Study("s", "?", ("ladder/16x1/seed-0",), abilities=("facts",), items=5)
     [(name, (_, job))] = study.runs().items()
     store = Store(tmp_path, create=True)
-    part = cluster._measured((study, []), name, job)
+    part = cluster._measured(cluster._shipped(study), name, job)
     assert store.adopt(name, part) and not store.adopt(name, part)
     assert len(store.frame()) == 5 * 4 and Path(tmp_path / "rows" / f"{name}.parquet").read_bytes() == part
+
+
+def test_a_worker_needs_no_copy_of_the_text_and_stays_in_its_folder(uncompiled, tmp_path, monkeypatch):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    text_study(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    study = Study.load("mine.toml")
+    name, (_, job) = list(study.runs().items())[1]
+    shipped = cluster._shipped(study)
+    (tmp_path / "here" / "mine.txt").unlink()
+    monkeypatch.chdir(tmp_path / "there")
+    part = cluster._measured(shipped, name, job)
+    assert Store(tmp_path / "rows", create=True).adopt(name, part) and Path.cwd() == tmp_path / "there"

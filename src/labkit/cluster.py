@@ -6,6 +6,7 @@ leaves nothing behind, and one that is done twice is kept once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -30,12 +31,15 @@ _SETTINGS = 4  # type of the frame that answers it, fourth byte of nine
 
 _loaded: dict[str, PreTrainedModel] = {}  # in a worker: the last model
 
+Shipped = tuple[Study, str, list[bytes], bytes | None]
+"""A study, the folder it was started in, and the contents of its extensions and its text."""
+
 
 def run(study: Study, out: Path | str, address: str, progress: bool = True) -> Store:
     """Measure what is not yet in the store at `out` on the Ray cluster at ``"host:port"``, and return the store.
 
     As `Study.run`, and the rows are the same. Each run takes one GPU if the cluster has any, else one CPU. The workers
-    need labkit of the same version, and local folders of models at the same path.
+    need labkit of the same version, and local folders of models at the same path. Extensions and the text are sent.
 
     Raises
     ------
@@ -52,7 +56,7 @@ def run(study: Study, out: Path | str, address: str, progress: bool = True) -> S
     try:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_measured)
-        shipped = ray.put((study, [Path(path).read_bytes() for path in study.extensions]))
+        shipped = ray.put(_shipped(study))
         waiting = {task.remote(shipped, name, runs[name][1]): name for name in left}
         with tqdm(total=len(runs), initial=len(runs) - len(left), desc=f"study {study.name}", unit="run",
                   disable=not progress) as bar:  # fmt: skip
@@ -66,15 +70,28 @@ def run(study: Study, out: Path | str, address: str, progress: bool = True) -> S
     return store
 
 
-def _measured(shipped: tuple[Study, list[bytes]], name: str, job: Job) -> bytes | tuple[Any, ...]:
+def _shipped(study: Study) -> Shipped:
+    """What a worker is sent: paths that are relative lead nowhere from the folder that it is in."""
+    text = Path(study.text.file).read_bytes() if study.text else None
+    return study, os.getcwd(), [Path(path).read_bytes() for path in study.extensions], text
+
+
+def _measured(shipped: Shipped, name: str, job: Job) -> bytes | tuple[Any, ...]:
     """In a worker: the part of one run, or what the LabkitError said (which cannot be pickled)."""
-    study, extensions = shipped
+    study, where, extensions, text = shipped
     try:
-        with tempfile.TemporaryDirectory(prefix="labkit-") as folder:
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="labkit-"))
+            if Path(where).is_dir():  # models in folders are named from there
+                stack.enter_context(contextlib.chdir(where))
             paths = [Path(folder) / f"extension-{number}.py" for number in range(len(extensions))]
-            for path, text in zip(paths, extensions, strict=True):
-                path.write_bytes(text)
-            study = dataclasses.replace(study, extensions=tuple(map(str, paths)))  # reads them
+            for path, code in zip(paths, extensions, strict=True):
+                path.write_bytes(code)
+            read = {"extensions": tuple(map(str, paths))}
+            if text is not None:
+                (mine := Path(folder) / "text.txt").write_bytes(text)
+                read["text"] = dataclasses.replace(study.text, file=str(mine))
+            study = dataclasses.replace(study, **read)  # runs the extensions
             [(found, (config, _))] = study.runs([job]).items()
             if found != name:
                 rule = "the workers have the labkit and the models of the machine that started the study"
