@@ -16,7 +16,7 @@ from labkit.records import DENSE
 from labkit.scores import primary
 from labkit.statistics import mcnemar
 from labkit.storage import quantized_bits, sparse_bits
-from labkit.students import CONDITION, SCRATCH, students
+from labkit.students import CONDITION, FRESH, SCRATCH, students
 
 TAUGHT = "forward-kl"
 """The way of distillation that H5 is about, from fresh weights; the others are looked at, not tested."""
@@ -29,7 +29,8 @@ _DEPTH, _WIDTH = ("drop-layers", "keep-layers"), ("shrink",)
 
 def _appears(evidence: Evidence, kept: pd.DataFrame) -> Finding:
     """Students with and without a teacher, of one size, seed and number of tokens; abilities that their teacher has."""
-    made = students(evidence.rows).query("start == @FRESH and way in (@TAUGHT, @SCRATCH)")
+    made = students(evidence.rows)
+    made = made[(made["start"] == FRESH) & made["way"].isin([TAUGHT, SCRATCH])]
     told = primary(kept).dropna(subset="kept").merge(made[[*CONDITION, "way", "tokens"]], on=CONDITION)
     gains = told.pivot_table(index=["rung", "seed", "params", "tokens", "ability"], columns="way", values="gain")
     there = (gains.reindex(columns=[TAUGHT, SCRATCH]).dropna() >= GATE).astype(float)
