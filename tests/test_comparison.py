@@ -166,7 +166,7 @@ def test_of_stores_with_more_or_fewer_items_those_are_compared_that_both_have():
     tables = np.random.default_rng(7).random((2, 3, 30))
     a = pd.concat([stored(tables[0]), stored(tables[0], ability="shift")])
     b = stored(tables[1][:, :20])
-    with pytest.warns(UserWarning, match="compared are the 20 scores of an item that both have, of 60 and 20 of a model"):
+    with pytest.warns(UserWarning, match="of 60 and 20 items .*, the 20 that both have are compared"):
         frame = compare_conditions(a, b)
     told = compare(stored(tables[0][:, :20]), b)
     pd.testing.assert_frame_equal(frame[list(COLUMNS)], told)

@@ -96,19 +96,15 @@ def _shared(*sides: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of items that both sides have scored, under whatever condition; warns of others."""
     keys = [pd.MultiIndex.from_frame(rows[list(_KEYS)].astype({"ability": str, "metric": str})) for rows in sides]
     kept = [mine.isin(other) for mine, other in zip(keys, reversed(keys), strict=True)]
-    items = [(len(mine.unique()), len(mine[keep].unique())) for mine, keep in zip(keys, kept, strict=True)]
-    if not all(shared for _, shared in items):
-        received = " and ".join(_name_of(mine) for mine in keys)
+    if not kept[0].any():
+        received = " and ".join(", ".join(sorted(set(mine.get_level_values("ability")))) or "no rows" for mine in keys)
         raise LabkitError("two stores share some items", received, "Run studies with an ability in common.")
-    if any(count > shared for count, shared in items):
-        (a, _), (b, _) = items
-        message = f"compared are the {items[0][1]:,} scores of an item that both have, of {a:,} and {b:,} of a model"
+    if not all(keep.all() for keep in kept):
+        a, b = (len(mine.unique()) for mine in keys)
+        both = len(keys[0][kept[0]].unique())
+        message = f"of {a:,} and {b:,} items (each ability and metric counted), the {both:,} that both have are compared"
         warnings.warn(message, stacklevel=3)
     return [rows[keep] for rows, keep in zip(sides, kept, strict=True)]
-
-
-def _name_of(keys: pd.MultiIndex) -> str:
-    return ", ".join(sorted(set(keys.get_level_values("ability")))) or "no rows"
 
 
 def _scores(rows: pd.DataFrame, side: str) -> pd.DataFrame:

@@ -62,8 +62,9 @@ Tables = dict[str, dict[tuple[str, float], Block]]
 def pooled(*studies: pd.DataFrame) -> pd.DataFrame:
     """Rows of several studies of the same dense models as one frame, in which every pair is still a pair.
 
-    An ability of a model that several studies scored counts once. Of an ability and metric only those items stay that all studies
-    with it have scored (and none of what is not `labkit.scores.judged`), since a dense model of one study may be paired with a compressed one of another.
+    An ability of a model that several studies scored counts once. Of an ability and metric only those items stay that
+    all studies with it have scored (and none of what is not `labkit.scores.judged`), since a dense model of one study
+    may be paired with a compressed one of another.
 
     Parameters
     ----------

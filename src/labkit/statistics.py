@@ -171,9 +171,10 @@ def ratio_interval(
 
 
 def unpaired_ratio_interval(over: ArrayLike, under: ArrayLike, level: float = 0.95) -> np.ndarray:
-    """Interval of the ratio of the means of two independent samples, (n,) and (m,): low and high, NaN where unbounded.
+    """Interval of the ratio of the means of two independent samples, (n,) and (m,) numbers: (2,), low then high.
 
-    Fieller's as in `ratio_interval`, each variance with the quantile of its own degrees of freedom; n and m are ≥ 2.
+    Fieller's as in `ratio_interval`, each variance with the t quantile of its own degrees of freedom. Both are NaN where
+    a sample has fewer than two numbers, and where the mean of `under` is not told from 0. ``level`` lies in (0, 1).
     """
     samples = [np.asarray(sample, float) for sample in (over, under)]
     if min(map(len, samples)) < 2:
