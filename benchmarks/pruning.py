@@ -40,13 +40,24 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from labkit.pruning import blocks, prune
 
 
-def build(width: int, layers: int) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1024, hidden_size=width, intermediate_size=width * 8 // 3 // 16 * 16, num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 64), max_position_embeddings=2048, pad_token_id=None,
+def shape(width: int, neurons: int, layers: int, vocabulary: int, key_value_heads: int | None = None) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=neurons, num_hidden_layers=layers,
+        num_attention_heads=width // 64, num_key_value_heads=key_value_heads, tie_word_embeddings=True,
+        max_position_embeddings=2048, pad_token_id=None,
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+
+
+WARM = shape(64, 160, 1, 1024)
+SHAPES = {
+    "256x8": shape(256, 672, 8, 1024),
+    "smollm2-135m": shape(576, 1536, 30, 49_152, 3),  # the config.json of HuggingFaceTB/SmolLM2-135M
+}
+
+
+def build(config: LlamaConfig) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(copy.deepcopy(config)).eval()
 
 
 def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -144,8 +155,8 @@ def prepared(asked: argparse.Namespace, names: Collection[str]) -> tuple[PreTrai
         torch.randint(1024, shape, generator=generator) for shape in ((4, 32), (asked.sequences, asked.length))
     )
     for name in names:
-        WORK[name](build(64, 1).to(device), small)
-    return build(asked.width, asked.layers).to(device), tokens
+        WORK[name](build(WARM).to(device), small)
+    return build(SHAPES[asked.shape]).to(device), tokens
 
 
 def measure_memory(asked: argparse.Namespace) -> float:
@@ -196,8 +207,7 @@ def child(*more: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--shape", choices=SHAPES, default="256x8", help="of the model; its weights are random")
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3, help="rounds that are timed")
@@ -212,12 +222,12 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     where = torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads"
     count, unit = asked.sequences * asked.length, "processor s" if asked.processor else "s"
-    print(f"Llama {asked.width}x{asked.layers}, {count:,} calibration tokens, 50 %, {where}", flush=True)
+    print(f"Llama {asked.shape}, {count:,} calibration tokens, 50 %, {where}", flush=True)
     times = json.loads(child("--times"))
     grown = {name: float(child("--memory", name)) for name in times}
     for name, spent in times.items():
         print(f"{name}: {spent:.2f} {unit}, x{spent / times['plain']:.2f} of a plain pass; peak +{grown[name]:.0f} MiB")
-    print(f"Wanda's definition alone: x{least(build(asked.width, asked.layers)):.2f} of a plain pass")
+    print(f"Wanda's definition alone: x{least(build(SHAPES[asked.shape])):.2f} of a plain pass")
     for criterion in ("wanda", "sparsegpt"):
         if (other := f"llmcompressor {criterion}") in times:
             ratios = times[other] / times[criterion], grown[criterion] / grown[other]

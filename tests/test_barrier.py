@@ -130,8 +130,10 @@ def test_a_start_in_the_teachers_weights_is_priced_apart():
     rows = study(distil_jsd=(0.1, 0.2, 0.3), scratch=(0.1, 0.5, 0.97))
     cut = rows[rows["compression"] != "dense"].replace({"64x2 distil jsd 1M": "drop-layers 1 + distil jsd 1M"})
     cut = cut[cut["compression"].str.startswith("drop")].assign(value=1.0)
+    alone = cut.assign(compression="drop-layers 1 + train 1M", value=0.0)
+    cut = pd.concat([cut, alone])
     told = priced(pd.concat([rows, cut.assign(run=cut["compression"])])).set_index("seen")["price"]
-    assert told.to_dict() == {"logits": "only alone", "logits and weights": "cheaper"}
+    assert told.to_dict() == {"logits": "only alone", "logits and weights": "cheaper", "weights": "only alone"}
 
 
 @pytest.mark.parametrize("few", ["distil sequence", "scratch"])

@@ -45,6 +45,7 @@ def test_a_list_stands_for_each_of_its_values():
         ({"recover": {}}, "lora 2M", 0.0),
         ({"drop_layers": {"keep": 1, "importance": "random"}}, "keep-layers 1 by random", 0.0),
         ({"train": {"student": "64x2", "tokens": 3_000_000}}, "64x2 scratch 3M", 0.0),
+        ({"shrink": {"width": 64}, "train": {"tokens": 3_000_000}}, "shrink width 64 + train 3M", 0.0),
         ({"distill": {"student": "64x2", "divergence": "jsd", "tokens": 500_000}}, "64x2 distil jsd 500k", 0.0),
         (
             {"shrink": {"width": 0.5}, "distill": {"tokens": 1_000_000, "on_policy": 0.5}},
@@ -120,6 +121,22 @@ def test_a_student_that_is_taught_starts_as_the_one_from_scratch_or_as_what_earl
     assert cut.config.num_hidden_layers == 1 and [entry["verb"] for entry in lineage(cut)] == ["drop_layers", "distill"]
 
 
+def test_what_earlier_steps_left_can_be_trained_without_a_teacher_and_zeros_stay():
+    asked = {"tokens": TOKENS_OF_TWO_BATCHES}
+    chain = Compression.parse({"prune": {"criterion": "magnitude", "sparsity": 0.5}, "train": asked})
+    before = {name: weight.clone() for name, weight in MODEL.state_dict().items()}
+    got = chain.apply(MODEL, TOKENS, corpus(7), seed=3)
+    expected = prune(MODEL, "magnitude", 0.5)
+    train(expected, corpus(7), TOKENS_OF_TWO_BATCHES, learning_rate=Rung(MODEL.config.hidden_size, 1).learning_rate)
+    _assert_same_weights(got, expected)
+    assert sparsity(got) == 0.5 and "pruning" in chain.modules
+    assert [entry["verb"] for entry in lineage(got)] == ["prune", "train"]
+    further = Compression.parse({"train": asked})
+    assert "pruning" in further.modules  # the model that is given may be sparse
+    further.apply(MODEL, TOKENS, corpus(7), seed=3)
+    assert all(torch.equal(MODEL.state_dict()[name], weight) for name, weight in before.items())
+
+
 def test_what_trains_keeps_its_checkpoints_where_the_study_says(monkeypatch, tmp_path):
     told = []
     chain = Compression.parse({"shrink": {"ffn": 8}, "distill": {"tokens": 1000}})
@@ -153,7 +170,7 @@ def test_random_masks_follow_the_seed():
         ({"drop_layers": {"drop": 1, "keep": 1}}, "drop_layers says either drop or keep"),
         ({"quantize": {"bits": 1}}, "bits lie in 2..8; got 1"),
         ({"quantize": {"bit": 4}}, "argument of quantize is needed; got 'bit'"),
-        ({"train": {"tokens": 1000}}, "train says student"),
+        ({"train": {"student": "64x2"}}, "train says tokens"),
         ({"train": {"student": "64y2", "tokens": 1000}}, "a rung is written"),
         ({"distill": {"student": "64x2"}}, "distill says tokens"),
         ({"distill": {"divergence": "jdd", "tokens": 1000}}, "Nearest: jsd"),

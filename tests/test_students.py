@@ -5,7 +5,7 @@ import pytest
 from labkit.compression import Compression
 from labkit.errors import LabkitError
 from labkit.records import EXACT_MATCH
-from labkit.students import FRESH, SCRATCH, Student, students
+from labkit.students import FRESH, PRACTICE, SCRATCH, WHOLE, Student, students
 
 ONE = np.ones((2, 3))
 CUT = "keep-layers 2 + shrink heads 4 ffn 176 width 64"
@@ -47,6 +47,8 @@ def spent(rows, **flops):
          Student(FRESH, "64x2", "reverse-kl on_policy 0.5", 6_000_000)),
         ({"drop_layers": {"keep": 2}, "shrink": {"width": 64, "heads": 4, "ffn": 176},
           "distill": {"divergence": "forward-kl", "tokens": 6_000_000}}, Student(CUT, "", "forward-kl", 6_000_000)),
+        ({"drop_layers": {"keep": 2}, "train": {"tokens": 6_000_000}}, Student("keep-layers 2", "", PRACTICE, 6_000_000)),
+        ({"distill": {"tokens": 500_000}}, Student(WHOLE, "", "forward-kl", 500_000)),
         ({"prune": {"criterion": "wanda", "sparsity": 0.5}, "recover": {"method": "distil", "tokens": 200_000}}, None),
         ({"prune": {"criterion": "wanda", "sparsity": 0.5}, "recover": {"method": "full", "tokens": 200_000}}, None),
         ({"drop_layers": {"drop": 1}}, None),
@@ -58,7 +60,7 @@ def test_a_student_is_read_from_the_name_that_a_study_gives_it(written, expected
 
 @pytest.mark.parametrize(
     ("way", "seen"),
-    [(SCRATCH, "nothing"), ("sequence", "text"), ("hidden-state alpha 0.5", "hidden states"), ("jsd", "logits")],
+    [(SCRATCH, "nothing"), (PRACTICE, "nothing"), ("sequence", "text"), ("hidden-state alpha 0.5", "hidden states"), ("jsd", "logits")],
 )
 def test_what_a_student_sees(way, seen):
     assert Student(FRESH, "64x2", way, 1).seen == seen

@@ -145,7 +145,7 @@ class PriceRow:
     rung: str  # the teacher's
     size: str
     ability: str
-    seen: str  # of the teacher; "… and weights" for a student that starts from what is left of it
+    seen: str  # of the teacher; "weights" or "… and weights" for a student that starts from what is left of it
     flops: float  # of the cheapest way, teacher included, by which mean retention reaches the level; NaN if none does
     alone: float  # of the cheapest training from scratch by which it does
     price: str  # one of PRICES
@@ -171,7 +171,8 @@ def prices(bought: pd.DataFrame, min_seeds: int = 5) -> pd.DataFrame:
     Frame with the columns of `PriceRow`.
     """
     told = []
-    bought = bought.assign(seen=bought["seen"].where(bought["start"] == FRESH, bought["seen"] + " and weights"))
+    with_weights = (bought["seen"] + " and weights").replace("nothing and weights", "weights")
+    bought = bought.assign(seen=bought["seen"].where(bought["start"] == FRESH, with_weights))
     for (rung, size, ability), group in bought.groupby(["rung", "size", "ability"], sort=False):
         alone, taught = (group[(group["seen"] == "nothing") == own] for own in (True, False))
         for seen, ways in taught.groupby("seen", sort=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import itertools
@@ -42,8 +43,8 @@ class Compression:
         (and ``allocation``, one of `ALLOCATIONS`), ``labkit.drop_layers`` (or ``drop``, how many to take away), ``labkit.shrink`` (a float is a share of what the
         model has), ``labkit.recover`` and ``labkit.quantize``.
         ``train`` makes a ``student`` (the name of a rung) from scratch: the control, which never sees the model.
-        ``distill`` makes one that learns from the model, or from what the steps before left of it, where no
-        ``student`` is named; arguments as in ``labkit.distill`` and its ``Options``.
+        ``distill`` makes one that learns from the model; arguments as in ``labkit.distill`` and its ``Options``.
+        Where either names no ``student``, what the steps before left of the model is trained on.
     """
 
     steps: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
@@ -91,7 +92,8 @@ class Compression:
         """The modules of labkit that decide what comes out."""
         verbs = {verb for verb, _ in self.steps}
         used = {
-            "pruning": verbs != {"train"},  # the ledger of masks in every training is of no effect on a fresh student
+            # The ledger of masks, in every training, is of no effect on a fresh student.
+            "pruning": verbs != {"train"} or "student" not in dict(self.steps[0][1]),
             "divergences": verbs & {"distill", "recover"},
             "distillation": "distill" in verbs,
             "ladder": verbs & {"train", "distill"},
@@ -135,17 +137,16 @@ def _absolute(model: PreTrainedModel, asked: dict[str, Any], calibration: Tensor
 
 
 def _train(
-    model: PreTrainedModel, corpus: Any, seed: int, student: str, tokens: int, folder: Path | None = None
+    model: PreTrainedModel, corpus: Any, seed: int, tokens: int, student: str | None = None, folder: Path | None = None
 ) -> PreTrainedModel:
-    """The verb ``train``: a rung from scratch. Nothing is taken from the model but the device it is on."""
+    """The verb ``train``: on labels alone. Of the model given, a fresh student takes nothing but the device it is on."""
     from labkit.lineage import record
     from labkit.training import train
 
-    rung = Rung.parse(student)
-    new = rung.build(seed).to(model.device)
-    rate = rung.learning_rate
-    done = train(new, corpus, tokens, learning_rate=rate, folder=folder, label=f"train {student} seed {seed}")
-    record(new, "train", student=student, seed=seed, learning_rate=rate, tokens=done.tokens, flops=done.flops, seconds=done.seconds)
+    new = copy.deepcopy(model) if student is None else _fresh(student, seed, model)
+    rate, named = _learning_rate(new), {} if student is None else {"student": student}
+    done = train(new, corpus, tokens, learning_rate=rate, folder=folder, label=f"train {student or 'on'} seed {seed}")
+    record(new, "train", **named, seed=seed, learning_rate=rate, tokens=done.tokens, flops=done.flops, seconds=done.seconds)
     return new
 
 
@@ -153,14 +154,22 @@ def _distill(
     model: PreTrainedModel, corpus: Any, teacher: PreTrainedModel, seed: int, folder: Path | None = None,
     student: str | None = None, **asked: Any,
 ) -> PreTrainedModel:  # fmt: skip
-    """The verb ``distill``: at the learning rate of a rung, so that it differs from ``train`` in the signal alone."""
+    """The verb ``distill``: it differs from ``train`` in the signal alone."""
     from labkit.distillation import Options, distill
 
     if student is not None:
-        model = Rung.parse(student).build(seed).to(teacher.device)
-    rate = Rung(model.config.get_text_config().hidden_size // HEAD_DIM * HEAD_DIM, 1).learning_rate
-    plain, options = _split({"learning_rate": rate, "seed": seed, **asked})
+        model = _fresh(student, seed, teacher)
+    plain, options = _split({"learning_rate": _learning_rate(model), "seed": seed, **asked})
     return distill(teacher, model, corpus, **plain, folder=folder, options=Options(**options))
+
+
+def _fresh(student: str, seed: int, model: PreTrainedModel) -> PreTrainedModel:
+    return Rung.parse(student).build(seed).to(model.device)
+
+
+def _learning_rate(model: PreTrainedModel) -> float:
+    """That of a rung as wide."""
+    return Rung(model.config.get_text_config().hidden_size // HEAD_DIM * HEAD_DIM, 1).learning_rate
 
 
 def _split(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -211,10 +220,9 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_student(verb: str, arguments: Mapping[str, Any]) -> None:
-    needed = ("student", "tokens") if verb == "train" else ("tokens",)  # what learns may be what earlier steps leave
-    if needed := [name for name in needed if name not in arguments]:
+    if "tokens" not in arguments:
         example = f'{verb} = {{ student = "64x2", tokens = 4_000_000 }}'
-        raise LabkitError(f"{verb} says {' and '.join(needed)}", dict(arguments), f"Write e.g. {example}.")
+        raise LabkitError(f"{verb} says tokens", dict(arguments), f"Write e.g. {example}.")
     if "student" in arguments:
         Rung.parse(arguments["student"])
     if verb == "distill":
@@ -258,7 +266,7 @@ def _recover_name(asked: dict[str, Any]) -> str:
 
 
 def _train_name(asked: dict[str, Any]) -> str:
-    return f"{asked['student']} scratch {_count(asked['tokens'])}"
+    return f"{asked['student']} scratch {_count(asked['tokens'])}" if "student" in asked else f"train {_count(asked['tokens'])}"
 
 
 def _distill_name(asked: dict[str, Any]) -> str:

@@ -15,6 +15,12 @@ SCRATCH = "scratch"
 FRESH = "fresh"
 """The start of a student whose weights were drawn at random."""
 
+PRACTICE = "train"
+"""The way of a student that starts from what is left of its teacher, and is then trained without it."""
+
+WHOLE = "the teacher"
+"""The start of a student that is its teacher, with nothing taken away."""
+
 NEAR = 1.25
 """Within this factor two students took equal FLOPs."""
 
@@ -22,9 +28,9 @@ CONDITION = ["rung", "compression", "sparsity"]
 """The columns that tell kinds of students apart; `rung` is the teacher's."""
 
 _NAMED = re.compile(
-    r"(?:(?P<start>.+) \+ )?(?:(?P<size>\d+x\d+) )?(?P<way>scratch|distil [a-z]\S*(?: .+)?) (?P<count>[\d.]+)(?P<unit>[kM])"
+    r"(?:(?P<start>.+) \+ )?(?:(?P<size>\d+x\d+) )?(?P<way>scratch|train|distil [a-z]\S*(?: .+)?) (?P<count>[\d.]+)(?P<unit>[kM])"
 )
-_SEEN = {SCRATCH: "nothing", "sequence": "text", "hidden-state": "hidden states"}
+_SEEN = {SCRATCH: "nothing", PRACTICE: "nothing", "sequence": "text", "hidden-state": "hidden states"}
 _COSTS = ("flops", "teacher_flops", "sampling_flops")
 
 
@@ -34,9 +40,10 @@ class Student:
 
     Attributes
     ----------
-    start : `FRESH`, or what was left of the teacher to start from, e.g. "keep-layers 2".
+    start : `FRESH`, or what was left of the teacher to start from, e.g. "keep-layers 2", or `WHOLE`.
     size : its rung, e.g. "64x2"; empty where `start` decides it.
-    way : what it learned from: `SCRATCH`, or a divergence with its options, e.g. "forward-kl on_policy 0.5".
+    way : what it learned from: a divergence with its options, e.g. "forward-kl on_policy 0.5", or labels alone: `SCRATCH`
+        for one that started fresh, else `PRACTICE`.
     tokens : it was trained on, as named ("3M").
 
     >>> Student.parse("64x2 distil sequence 3M")
@@ -55,7 +62,8 @@ class Student:
         if named is None:
             return None
         tokens = round(float(named["count"]) * {"k": 1_000, "M": 1_000_000}[named["unit"]])
-        return cls(named["start"] or FRESH, named["size"] or "", named["way"].removeprefix("distil "), tokens)
+        start = named["start"] or (FRESH if named["size"] else WHOLE)
+        return cls(start, named["size"] or "", named["way"].removeprefix("distil "), tokens)
 
     @property
     def seen(self) -> str:

@@ -77,6 +77,7 @@ def test_the_sentence_says_what_is_drawn(inherited):
 def test_a_way_is_named_with_its_start():
     assert plotting.way("fresh", "sequence") == "sequence"
     assert plotting.way("drop-layers 1", "forward-kl") == "forward-kl from drop-layers 1"
+    assert plotting.way("keep-layers 2 + shrink heads 50% width 64 by random", "train") == "train from keep-layers 2 + shrink by random"
 
 
 def test_what_cannot_be_drawn(inherited):

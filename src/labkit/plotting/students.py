@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,8 +22,10 @@ _APART = 1.04  # factor between neighbouring ways at one dose, so that bars can 
 
 
 def way(start: str, way: str) -> str:
-    """How a student was made, in words: "sequence", "forward-kl from drop-layers 1"."""
-    return way if start == FRESH else f"{way} from {start}"
+    """How a student was made, in words: "sequence", "forward-kl from drop-layers 1". How much is left of the teacher's
+    width is not said, as the student's size says it.
+    """
+    return way if start == FRESH else f"{way} from {re.sub(r' (heads|ffn|width) [0-9]+%?', '', start)}"
 
 
 def students(inherited: pd.DataFrame, against: str = "tokens", margin: float = 0.05, columns: int = 4) -> Figure:
@@ -44,7 +48,7 @@ def students(inherited: pd.DataFrame, against: str = "tokens", margin: float = 0
         Another `against`, several teachers or sizes, or no way at two doses (of known FLOPs).
     """
     told = _doses(inherited, against)
-    names = list(dict.fromkeys(told["name"]))
+    kinds = list(dict.fromkeys(zip(told["start"], told["way"], strict=True)))
     panels = told.groupby("ability", observed=True)
     order = panels["retention"].mean().sort_values(ascending=False).index
     with plt.rc_context(STYLE):
@@ -53,16 +57,16 @@ def students(inherited: pd.DataFrame, against: str = "tokens", margin: float = 0
             axes.set_title(ability, loc="left", fontweight="bold", fontsize=9)
             axes.axhspan(1 - margin, 1 + margin, color=COLOURS[2], alpha=0.15, linewidth=0, zorder=0)
             axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
-            for name, line in panels.get_group(ability).groupby("name", sort=False):
-                place = names.index(name) - (len(names) - 1) / 2
+            for kind, line in panels.get_group(ability).groupby(["start", "way"], sort=False):
+                place = kinds.index(kind) - (len(kinds) - 1) / 2
                 x, empty = line[against] * _APART**place, line["outcome"] == "undecided"
-                draw_retentions(axes, x, line, empty, _FRAME, _look(names, name))
+                draw_retentions(axes, x, line, empty, _FRAME, _look(kinds, kind))
             axes.set(xscale="log", ylim=_FRAME, yticks=[0, 0.5, 1], yticklabels=["0", "0.5", "1"])
             _tick(axes, told["tokens"] if against == "tokens" else None)
         figure.supxlabel(_AGAINST[against], fontsize=9)
         figure.supylabel("retention (0 = chance, 1 = teacher)", fontsize=9)
-        key = [Line2D([], [], color=c, marker=m, linestyle=s, markersize=4.5, label=name)
-               for name in names for c, m, s in [_look(names, name)]]  # fmt: skip
+        key = [Line2D([], [], color=c, marker=m, linestyle=s, markersize=4.5, label=way(*kind))
+               for kind in kinds for c, m, s in [_look(kinds, kind)]]  # fmt: skip
         key += [
             hollow(),
             Patch(color=COLOURS[2], alpha=0.15, label=f"{1 - margin:g} to {1 + margin:g}: as the teacher"),
@@ -76,9 +80,9 @@ def students_alt(inherited: pd.DataFrame, against: str = "tokens") -> str:
     doses, told = _doses(inherited, against), []
     for ability, panel in doses.groupby("ability", sort=False, observed=True):
         lines = []
-        for name, line in panel.groupby("name", sort=False):
+        for kind, line in panel.groupby(["start", "way"], sort=False):
             ends = [f"{r:.2f}" for r in line["retention"].iloc[[0, -1]].round(2) + 0.0]  # no "-0.00"
-            lines.append(f"{name} {' to '.join(ends[: len(line)])}")
+            lines.append(f"{way(*kind)} {' to '.join(ends[: len(line)])}")
         told.append(f"{ability}: {', '.join(lines)}")
     low, high = (_short(dose, against) for dose in (doses[against].min(), doses[against].max()))
     return (
@@ -89,7 +93,7 @@ def students_alt(inherited: pd.DataFrame, against: str = "tokens") -> str:
 
 
 def _doses(inherited: pd.DataFrame, against: str) -> pd.DataFrame:
-    """What is drawn, in order of the dose, with the names of ways; at least one of them is at two doses."""
+    """What is drawn, in order of the dose; at least one way is at two doses."""
     if against not in _AGAINST:
         raise unknown("dose", against, _AGAINST)
     pairs = sorted({f"{size} of {rung}" for size, rung in zip(inherited["size"], inherited["rung"], strict=True)})
@@ -97,18 +101,17 @@ def _doses(inherited: pd.DataFrame, against: str) -> pd.DataFrame:
         remedy = 'Choose one: inherited[(inherited["rung"] == …) & (inherited["size"] == …)].'
         raise LabkitError("students of one size and teacher are drawn", pairs, remedy)
     told = inherited[(inherited["outcome"] != "absent") & inherited["retention"].notna() & inherited[against].notna()]
-    told = told.assign(name=list(map(way, told["start"], told["way"])))
-    if not (told.groupby("name")["tokens"].nunique() > 1).any():
+    if not (told.groupby(["start", "way"])["tokens"].nunique() > 1).any():
         remedy = "Measure a list of tokens, and for FLOPs give inheritance the provenance."
         raise LabkitError("a curve needs a way of making students at two doses", f"none with {against}", remedy)
     return told.sort_values(["way", "tokens"], key=lambda c: c != SCRATCH if c.name == "way" else c, kind="stable")
 
 
-def _look(names: list[str], name: str) -> tuple:
-    """Colour, marker and line of a way; those without a teacher look the same in every figure."""
-    if name == SCRATCH:
+def _look(kinds: list[tuple[str, str]], kind: tuple[str, str]) -> tuple:
+    """Colour, marker and line of a start and a way; those without a teacher look the same in every figure."""
+    if kind[1] == SCRATCH:
         return GREY, "o", "--"
-    number = [n for n in names if n != SCRATCH].index(name)
+    number = [k for k in kinds if k[1] != SCRATCH].index(kind)
     return COLOURS[number % len(COLOURS)], MARKERS[1:][number % (len(MARKERS) - 1)], "-"
 
 
