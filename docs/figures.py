@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import labkit as lk
+from labkit.comparison import ANSWERS, has_more
+from labkit.students import FRESH, PRACTICE, SCRATCH
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +21,10 @@ NEAR = 0.05  # of chance, or of a perfect score
 VERBS = {"kept": "keeps", "degraded": "degrades", "lost": "loses", "undecided": "leaves open"}
 
 
-def found(rows: pd.DataFrame, verdicts: pd.DataFrame) -> str:
+def found() -> str:
     """Markdown: what there is to see, in sentences, and per ability the mean score on each rung and what compressions leave."""
+    rows = lk.Store(lk.artifacts() / "quick").frame()
+    verdicts = lk.judge(rows)
     dense = rows[(rows["compression"] == "dense") & rows["metric"].isin(["exact_match", "token_accuracy"])]
     exact = set(dense.loc[dense["metric"] == "exact_match", "ability"])
     dense = dense[(dense["metric"] == "exact_match") | ~dense["ability"].isin(exact)]
@@ -31,6 +35,7 @@ def found(rows: pd.DataFrame, verdicts: pd.DataFrame) -> str:
     lines = [
         _emerges(score[list(rungs)], chance),
         *(_leaves(verdicts, *way) for way in WAYS),
+        *_students(lk.Store(lk.artifacts() / "distillation")),
         "",
         "Left: mean score of the dense models (exact match; token accuracy for markov) with the number of seeds. Right: "
         f"what is left of it in {SHOWN} after one-shot compression without any healing, as retention (1 as the dense "
@@ -69,6 +74,32 @@ def _leaves(verdicts: pd.DataFrame, compression: str, sparsity: float) -> str:
     return f"- **{_title(compression, sparsity)}** of {SHOWN} {'; '.join(told)}."
 
 
+def _students(store: lk.Store) -> list[str]:
+    """What students of the largest dose have beside those from scratch, and what answers add to weights."""
+    rows = store.frame("metric <> 'brier'")
+    told = lk.inheritance(rows, store.provenance())
+    told = told[told["way"] != SCRATCH]
+    told = told[told["tokens"] == told["tokens"].max()]
+    parts = []
+    for kind, group in told.groupby(["start", "way"], sort=False):
+        groups = group.groupby("at_flops")["ability"]
+        has = [f"{answer} of {', '.join(groups.get_group(answer))}" for answer in ("more", "less") if answer in groups.groups]
+        parts.append(f"{lk.plot.way(*kind)} has {' and '.join(has) or 'more of none'}")
+    made = lk.students(rows)
+    cut = made[made["start"] != FRESH].sort_values("way", key=lambda way: way != PRACTICE)
+    gained = has_more(*(rows[rows["compression"] == name] for name in cut["compression"]))
+    groups = gained.groupby("answer")["ability"]
+    added = [f"{answer}: {', '.join(groups.get_group(answer))}" for answer in ANSWERS if answer in groups.groups]
+    size, teacher, dose = told["size"].iloc[0], told["rung"].iloc[0], told["tokens"].iloc[0]
+    return [
+        f"- **Students** {size} of teachers {teacher}, {dose / 1e6:g} M tokens, beside the same from scratch at equal FLOPs: "
+        f"{'; '.join(parts)}.",
+        "- **Weights or answers**: of two students that start as what is left of their pruned teacher, what has the one "
+        f"that hears its answers beside the one trained on plain rows? {'; '.join(added)} (least p, adjusted: "
+        f"{gained['p_adjusted'].min():.2f}).",
+    ]
+
+
 def _title(compression: str, sparsity: float) -> str:
     return f"{compression} {sparsity:.0%}" if sparsity else compression
 
@@ -82,10 +113,10 @@ def _cell(verdicts: pd.DataFrame, ability: str, compression: str, sparsity: floa
 
 
 def main() -> None:
-    rows = lk.Store(lk.artifacts() / "quick").frame()
-    lk.plot.emergence(rows).savefig(HERE / "emergence.png", dpi=90, bbox_inches="tight", facecolor="white")
+    figure = lk.plot.emergence(lk.Store(lk.artifacts() / "quick").frame())
+    figure.savefig(HERE / "emergence.png", dpi=90, bbox_inches="tight", facecolor="white")
     before, rest = README.read_text().split(BEGIN)
-    README.write_text(before + BEGIN + found(rows, lk.judge(rows)) + END + rest.split(END)[1])
+    README.write_text(before + BEGIN + found() + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":

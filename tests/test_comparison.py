@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from labkit.comparison import COLUMNS, CONDITION, compare, compare_conditions
+from labkit.comparison import ANSWERS, COLUMNS, CONDITION, compare, compare_conditions, has_more
 from labkit.errors import LabkitError
 
 
@@ -136,6 +136,40 @@ def test_what_does_not_pair_is_refused(case):
     a, b, message = REFUSED[case]
     with pytest.raises(LabkitError, match=message):
         compare(a, b)
+
+
+# -- who has more ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "shift", "spread"),
+    [("more", 0.3, 0.1), ("less", -0.3, 0.1), ("as much", 0.0, 0.01), ("undecided", 0.1, 0.3)],
+)
+@pytest.mark.parametrize(("metric", "sign"), [("exact_match", 1), ("nll_nats", -1)])
+def test_who_has_more_of_an_ability(answer, shift, spread, metric, sign):
+    first = np.random.default_rng(0).uniform(size=(5, 40))
+    by_seed = np.array([[-1.0, -0.5, 0.0, 0.5, 1.0]]).T * spread
+    second = first + sign * (shift + by_seed)
+    a, b = (seeded(table, metric=metric) for table in (first, second))
+    (row,) = has_more(a, b).itertuples()
+    assert row.answer == answer and answer in ANSWERS
+    (plain,) = compare(a, b).itertuples()
+    assert (row.difference, row.low, row.high, row.p) == (plain.difference, plain.low, plain.high, plain.p)
+    (few,) = has_more(a[a.seed < 4], b[b.seed < 4]).itertuples()
+    assert few.answer == "undecided"
+
+
+def test_an_ability_is_compared_in_the_metric_it_is_judged_by():
+    table = np.random.default_rng(0).integers(0, 2, (5, 30)).astype(float)
+    kinds = [("shift", "exact_match"), ("shift", "nll_nats"), ("markov", "token_accuracy"), ("markov", "nll_nats")]
+    parts = [seeded(table, ability=ability, metric=metric) for ability, metric in kinds]
+    asked = seeded(table, ability="shift", metric="answer_given", chance=np.nan)
+    a = pd.concat([*parts, asked], ignore_index=True)
+    frame = has_more(a, a.assign(value=1.0))
+    assert list(zip(frame.ability, frame.metric, strict=True)) == [kinds[2], kinds[0]]
+    assert frame.p_adjusted.to_list() == pytest.approx(stats.false_discovery_control(frame.p))
+    with pytest.raises(LabkitError, match="a margin is positive; got 0"):
+        has_more(a, a, margin=0)
 
 
 # -- two stores --------------------------------------------------------------------------------------------------------

@@ -9,11 +9,15 @@ import pandas as pd
 
 from labkit.errors import LabkitError
 from labkit.pairing import UNIT
+from labkit.scores import BEST, judged, primary
 from labkit.statistics import Spread, benjamini_hochberg, mean_interval, p_value
 
 _SCORES = ("ability", "metric", "n_seeds", "n_items", "a", "b", "difference")
 COLUMNS = (*_SCORES, "low", "high", "p", "p_adjusted", "beyond_noise")
 """Columns of a comparison. Scores are in the metric's unit; ``n_items`` counts the items of one seed."""
+
+ANSWERS = ("more", "as much", "less", "undecided")
+"""Every value of the column ``answer``, of `has_more`."""
 
 CONDITION = ("rung", "compression", "sparsity")
 """What two stores are matched by, in `compare_conditions`."""
@@ -66,6 +70,33 @@ def compare(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFrame:
         beyond = bool(bounds[0] > 0 or bounds[1] < 0)
         rows.append((*key, *pair[0].shape, *means, means[1] - means[0], *map(float, bounds), p, np.nan, beyond))
     return _adjusted(pd.DataFrame(rows, columns=list(COLUMNS)))
+
+
+def has_more(rows_a: pd.DataFrame, rows_b: pd.DataFrame, margin: float = 0.05, min_seeds: int = 5) -> pd.DataFrame:
+    """Has the second side more of each ability than the first? `compare`, in the metric that an ability is judged by.
+
+    **more**, **less**: the 95 % interval of the difference excludes 0 (in nats, less is more); **as much**: it does not,
+    and lies within ± `margin`; **undecided**: all else, and fewer than `min_seeds` training seeds.
+
+    Parameters
+    ----------
+    rows_a, rows_b : as for `compare`, with ``chance``.
+    margin : a difference in the metric's unit that does not matter, > 0.
+    min_seeds : seeds without which nothing is decided.
+
+    Returns
+    -------
+    One row per ability, sorted: the columns of `COLUMNS`, with p adjusted over these rows, and ``answer``.
+
+    Raises LabkitError for a margin that is not positive, and as `compare` does.
+    """
+    if not margin > 0:
+        raise LabkitError("a margin is positive", margin, "Give a difference that does not matter, e.g. 0.05.")
+    frame = _adjusted(primary(compare(judged(rows_a), judged(rows_b))).sort_values("ability", ignore_index=True))
+    sign = np.where(frame["metric"].map(BEST) == 0, -1, 1)
+    low, high = np.sort([sign * frame["low"], sign * frame["high"]], axis=0)
+    cases = [frame["n_seeds"] < min_seeds, low > 0, high < 0, (-margin < low) & (high < margin)]
+    return frame.assign(answer=np.select(cases, ["undecided", "more", "less", "as much"], "undecided"))
 
 
 def compare_conditions(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFrame:

@@ -84,7 +84,7 @@ def inheritance(rows: pd.DataFrame, provenance: pd.DataFrame | None = None, rule
 
     Once on equal tokens (as named), and once on equal FLOPs, the teacher's included: the control is the cheapest one of
     at least 1/`NEAR` of the student's FLOPs. Where it had more than `NEAR` times as many, only "more" is concluded.
-    An ability **counts** as bought by distillation if it is inherited or better, and more both times.
+    An ability **counts** as bought from the teacher if it is inherited or better, and more both times.
 
     Parameters
     ----------
