@@ -143,7 +143,7 @@ def test_what_does_not_pair_is_refused(case):
 
 @pytest.mark.parametrize(
     ("answer", "shift", "spread"),
-    [("more", 0.3, 0.1), ("less", -0.3, 0.1), ("as much", 0.0, 0.01), ("undecided", 0.1, 0.3)],
+    [("more", 0.3, 0.1), ("less", -0.3, 0.1), ("as much", 0.0, 0.01), ("as much", 0.02, 0.001), ("undecided", 0.1, 0.3)],
 )
 @pytest.mark.parametrize(("metric", "sign"), [("exact_match", 1), ("nll_nats", -1)])
 def test_who_has_more_of_an_ability(answer, shift, spread, metric, sign):

@@ -75,8 +75,8 @@ def compare(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFrame:
 def has_more(rows_a: pd.DataFrame, rows_b: pd.DataFrame, margin: float = 0.05, min_seeds: int = 5) -> pd.DataFrame:
     """Has the second side more of each ability than the first? `compare`, in the metric that an ability is judged by.
 
-    **more**, **less**: the 95 % interval of the difference excludes 0 (in nats, less is more); **as much**: it does not,
-    and lies within ± `margin`; **undecided**: all else, and fewer than `min_seeds` training seeds.
+    **as much**: the 95 % interval of the difference lies within ± `margin`; **more**, **less**: it does not, and excludes
+    0 (in nats, less is more); **undecided**: all else, and fewer than `min_seeds` training seeds.
 
     Parameters
     ----------
@@ -95,8 +95,8 @@ def has_more(rows_a: pd.DataFrame, rows_b: pd.DataFrame, margin: float = 0.05, m
     frame = _adjusted(primary(compare(judged(rows_a), judged(rows_b))).sort_values("ability", ignore_index=True))
     sign = np.where(frame["metric"].map(BEST) == 0, -1, 1)
     low, high = np.sort([sign * frame["low"], sign * frame["high"]], axis=0)
-    cases = [frame["n_seeds"] < min_seeds, low > 0, high < 0, (-margin < low) & (high < margin)]
-    return frame.assign(answer=np.select(cases, ["undecided", "more", "less", "as much"], "undecided"))
+    cases = [frame["n_seeds"] < min_seeds, (-margin < low) & (high < margin), low > 0, high < 0]
+    return frame.assign(answer=np.select(cases, ["undecided", "as much", "more", "less"], "undecided"))
 
 
 def compare_conditions(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFrame:
