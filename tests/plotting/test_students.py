@@ -65,6 +65,20 @@ def test_the_axis_says_what_was_measured(inherited):
     assert "teacher included" in plotting.students(inherited, "flops").get_supxlabel()
 
 
+def test_many_ways_are_drawn_near_their_dose_and_every_dose_is_on_the_axis(inherited):
+    long = inherited[inherited["way"] == "scratch"]
+    long = long.assign(tokens=long["tokens"] * 2)
+    more = [inherited[inherited["way"] == "sequence"].assign(way=f"jsd beta 0.{number}") for number in range(1, 9)]
+    figure = plotting.students(pd.concat([inherited, long, *more]))
+    recall = panels(figure)["recall"]
+    doses = sorted({*DOSES, *long["tokens"]})
+    for line in curves(recall):
+        assert all(min(abs(x / dose - 1) for dose in doses) < 0.11 for x in line.get_xdata())
+    assert [label.get_text() for label in recall.get_xticklabels()] == ["3 M", "6 M", "12 M", "24 M"]
+    low, high = recall.get_xlim()
+    assert low < doses[0] and doses[-1] < high
+
+
 def test_the_sentence_says_what_is_drawn(inherited):
     said = plotting.students_alt(inherited)
     assert "2 abilities in students 64x2 of teachers 96x3" in said and "from 3 M to 12 M tokens" in said

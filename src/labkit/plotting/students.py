@@ -18,7 +18,8 @@ from labkit.students import FRESH, SCRATCH
 
 _FRAME = (-0.35, 1.45)  # retention shown; what lies beyond is an arrowhead at the edge
 _AGAINST = {"tokens": "tokens that the student was trained on", "flops": "FLOPs of making the student, teacher included"}
-_APART = 1.04  # factor between neighbouring ways at one dose, so that bars can be told apart
+_APART = 1.04  # factor between neighbouring ways at one dose, so that bars can be told apart ...
+_ASIDE = 1.10  # ... and at most between a dose and where it is drawn
 
 
 def way(start: str, way: str) -> str:
@@ -49,6 +50,9 @@ def students(inherited: pd.DataFrame, against: str = "tokens", margin: float = 0
     """
     told = _doses(inherited, against)
     kinds = list(dict.fromkeys(zip(told["start"], told["way"], strict=True)))
+    middle = (len(kinds) - 1) / 2
+    apart = min(_APART, _ASIDE ** (1 / max(middle, 1)))
+    doses = told[against].min() / _ASIDE**1.5, told[against].max() * _ASIDE**1.5
     panels = told.groupby("ability", observed=True)
     order = panels["retention"].mean().sort_values(ascending=False).index
     with plt.rc_context(STYLE):
@@ -58,10 +62,9 @@ def students(inherited: pd.DataFrame, against: str = "tokens", margin: float = 0
             axes.axhspan(1 - margin, 1 + margin, color=COLOURS[2], alpha=0.15, linewidth=0, zorder=0)
             axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
             for kind, line in panels.get_group(ability).groupby(["start", "way"], sort=False):
-                place = kinds.index(kind) - (len(kinds) - 1) / 2
-                x, empty = line[against] * _APART**place, line["outcome"] == "undecided"
+                x, empty = line[against] * apart ** (kinds.index(kind) - middle), line["outcome"] == "undecided"
                 draw_retentions(axes, x, line, empty, _FRAME, _look(kinds, kind))
-            axes.set(xscale="log", ylim=_FRAME, yticks=[0, 0.5, 1], yticklabels=["0", "0.5", "1"])
+            axes.set(xscale="log", xlim=doses, ylim=_FRAME, yticks=[0, 0.5, 1], yticklabels=["0", "0.5", "1"])
             _tick(axes, told["tokens"] if against == "tokens" else None)
         figure.supxlabel(_AGAINST[against], fontsize=9)
         figure.supylabel("retention (0 = chance, 1 = teacher)", fontsize=9)
