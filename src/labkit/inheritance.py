@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
+from labkit.comparison import ANSWERS
 from labkit.pairing import UNCOMPRESSED, UNIT, Group, Tables, gains, having, paired, tables
 from labkit.records import METRICS, columns
 from labkit.statistics import Spread, ratio_interval
@@ -16,7 +17,7 @@ from labkit.verdict import Rule, judge, within
 OUTCOMES = ("inherited", "partially", "not inherited", "better", "undecided", "absent")
 """Every value of the column ``outcome``."""
 
-COMPARED = ("more", "as much", "less", "undecided", "no control")
+COMPARED = (*ANSWERS, "no control")
 """What a student has, beside a control: the values of ``at_tokens`` and ``at_flops``."""
 
 _OVER, _UNDER = np.array([1.0, -1.0, 0.0]), np.array([0.0, 0.0, 1.0])  # (student − control) / teacher
