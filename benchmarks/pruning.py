@@ -6,13 +6,15 @@ PYTHONPATH=src .venv-oracles/bin/python benchmarks/pruning.py       (with the ex
 Same model, same calibration tokens, same micro-batches for the plain pass. All are timed in one process, in turn, round
 after round, so that what else the machine does strikes all alike; the fastest round counts. Where other work never
 stops, ``OMP_NUM_THREADS=1 … --processor`` counts the process's own processor seconds instead.
-Memory is measured in a process for each, which has no earlier peaks: the peak is what it grows by (resident memory, on
-a GPU allocated memory) from model and tokens being there until the pruned model is, its copy included.
+The peak of memory is what it grows by from model and tokens being there until the pruned model is, its copy included:
+on a GPU of allocated memory, else of resident memory, in a process for each, which has no earlier peaks.
 
 Wanda cannot be as fast as a plain pass: every block runs twice, dense for the norms (all but its last matrix) and
-pruned for the next block (but for the last block). What this alone comes to is printed beside the time.
-On a GPU also: the measured speed-up of 2:4 by PyTorch's semi-structured tensors beside dense, in the matrices of one
-real block (of the size of Llama 3 8B) and in the block as a whole, for 1 to 512 tokens at a time.
+pruned for the next block (but for the last block). What this takes alone is timed too (``passes``).
+On a GPU also: the same with the model on the CPU and one block at a time on the GPU (``lent``), and the measured
+speed-up of 2:4 by PyTorch's semi-structured tensors beside dense, in the matrices of one real block (of the size of
+Llama 3 8B) and in the block as a whole, for 1 to 512 tokens at a time: as Python calls them, and as a CUDA graph.
+Matrices of less than the GPU's cache are read from it; only the block as a whole reads its weights from memory.
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.sparse import to_sparse_semi_structured
+from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from labkit.pruning import blocks, prune
+from labkit.pruning import blocks, prune, streaming
 
 
 def shape(width: int, neurons: int, layers: int, vocabulary: int, key_value_heads: int | None = None) -> LlamaConfig:
@@ -52,6 +54,7 @@ WARM = shape(64, 160, 1, 1024)
 SHAPES = {
     "256x8": shape(256, 672, 8, 1024),
     "smollm2-135m": shape(576, 1536, 30, 49_152, 3),  # the config.json of HuggingFaceTB/SmolLM2-135M
+    "llama-3.2-1b": shape(2048, 8192, 16, 128_256, 8),  # of meta-llama/Llama-3.2-1B
 }
 
 
@@ -86,6 +89,12 @@ def plain(model: PreTrainedModel, tokens: Tensor) -> None:
         model(input_ids=batch, use_cache=False)
 
 
+def passes(model: PreTrainedModel, tokens: Tensor) -> None:
+    """What Wanda's definition asks for before a weight is looked at: both passes over the blocks, and the norms."""
+    for _ in streaming.walk(model, tokens.to(model.device)):
+        pass
+
+
 def peer(model: PreTrainedModel, tokens: Tensor, criterion: str) -> None:
     """The same with `llmcompressor.oneshot`: 50 %, blocks in order, embeddings and head dense."""
     from llmcompressor import oneshot
@@ -109,10 +118,8 @@ def _oneshot(oneshot: Callable, model: PreTrainedModel, tokens: Tensor, modifier
     )  # fmt: skip
 
 
-@torch.no_grad()
-def semi_structured(
-    width: int = 4096, neurons: int = 14336, device: str = "cuda", sparse: Callable = to_sparse_semi_structured
-) -> None:
+@torch.inference_mode()
+def semi_structured(width: int = 4096, neurons: int = 14336, device: str = "cuda") -> None:
     """2:4 beside dense, in float16: every shape of matrix in one block pruned by labkit, and the whole block."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -120,81 +127,131 @@ def semi_structured(
         num_attention_heads=width // 128, num_key_value_heads=max(1, width // 512), pad_token_id=None,
     )  # fmt: skip
     dense = prune(LlamaForCausalLM(config).half().to(device).eval(), "magnitude", pattern="2:4")
+    for backend in ("cuSPARSELt", "CUTLASS"):
+        SparseSemiStructuredTensor._FORCE_CUTLASS = backend == "CUTLASS"
+        try:
+            halved = _halved(dense)
+        except RuntimeError as error:
+            print(f"2:4 by {backend}: not supported ({str(error).splitlines()[0]})", flush=True)
+            continue
+        pairs = {}
+        for name, matrix in blocks.matrices(dense).items():
+            label = f"{name.rpartition('.')[2]} {'x'.join(map(str, matrix.weight.shape))}"
+            pairs.setdefault(tuple(matrix.weight.shape), (label, matrix.module, halved.get_submodule(name)))
+        for tokens in (1, 8, 16, 32, 64, 128, 256, 512):
+            for (_, inputs), (label, *both) in pairs.items():
+                x = torch.randn(tokens, inputs, device=device, dtype=torch.float16)
+                _beside(f"{backend} {label}", tokens, *(partial(module, x) for module in both))
+            x = torch.randn(tokens, 1, width, device=device, dtype=torch.float16)  # one new token of each text
+            where = dense.model.rotary_emb(x, torch.zeros(tokens, 1, device=device, dtype=torch.int64))
+            both = (partial(m.model.layers[0], x, position_embeddings=where) for m in (dense, halved))
+            _beside(f"{backend} block", tokens, *both)
+
+
+def _halved(dense: PreTrainedModel) -> PreTrainedModel:
+    """The same model with its matrices in PyTorch's semi-structured form."""
     halved = copy.deepcopy(dense)
     for matrix in blocks.matrices(halved).values():
-        matrix.module.weight = nn.Parameter(sparse(matrix.weight), requires_grad=False)
-    pairs = {}
-    for name, matrix in blocks.matrices(dense).items():
-        label = f"{name.rpartition('.')[2]} {'x'.join(map(str, matrix.weight.shape))}"
-        pairs.setdefault(tuple(matrix.weight.shape), (label, matrix.module, halved.get_submodule(name)))
-    for tokens in (1, 8, 16, 32, 64, 128, 256, 512):
-        for (_, inputs), (label, *both) in pairs.items():
-            x = torch.randn(tokens, inputs, device=device, dtype=torch.float16)
-            _beside(label, tokens, *(partial(module, x) for module in both))
-        ids = torch.randint(1024, (tokens, 1), device=device)  # one step of generation for as many texts
-        _beside("block", tokens, *(lambda m=m: m.model(input_ids=ids, use_cache=False)[0] for m in (dense, halved)))
+        matrix.module.weight = nn.Parameter(to_sparse_semi_structured(matrix.weight), requires_grad=False)
+    return halved
 
 
 def _beside(label: str, tokens: int, dense: Callable[[], Tensor], sparse: Callable[[], Tensor]) -> None:
-    """Time both, a hundred calls at a time, and see that they compute the same."""
-    try:
-        expected, found = dense().float(), sparse().float()
-        assert (found - expected).norm() < 0.01 * expected.norm(), f"{label}: 2:4 gives something else than dense"
-        times = [min(seconds(lambda f=f: [f() for _ in range(100)]) for _ in range(5)) / 100 for f in (dense, sparse)]
-        told = f"{times[0] * 1e6:.1f} -> {times[1] * 1e6:.1f} us, x{times[0] / times[1]:.2f}"
-    except RuntimeError as error:
-        told = f"not supported ({str(error).splitlines()[0]})"
-    print(f"2:4 {label}, {tokens} tokens: {told}", flush=True)
+    """Time both, as Python calls them and as the GPU alone runs them (a CUDA graph), and see that they agree."""
+    told = []
+    for way, prepare in (("called", lambda f: lambda: [f() for _ in range(20)]), ("replayed", _recorded)):
+        try:
+            expected, found = dense().float(), sparse().float()
+            assert (found - expected).norm() < 0.01 * expected.norm(), f"{label}: 2:4 gives something else than dense"
+            works = [prepare(f) for f in (dense, sparse)]
+            times = [min(seconds(work) for _ in range(5)) / 20 for work in works]
+            told.append(f"{way} {times[0] * 1e6:.1f} -> {times[1] * 1e6:.1f} us, x{times[0] / times[1]:.2f}")
+        except RuntimeError as error:
+            told.append(f"{way} not supported ({str(error).splitlines()[0]})")
+    print(f"2:4 {label}, {tokens} tokens: {'; '.join(told)}", flush=True)
 
 
-def prepared(asked: argparse.Namespace, names: Collection[str]) -> tuple[PreTrainedModel, Tensor]:
-    """The model and its calibration tokens, after a small run of each of `names`: imports, kernels."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def _recorded(work: Callable[[], Tensor]) -> Callable[[], None]:
+    """Twenty calls as one CUDA graph: nothing is left of what Python and the library do before the kernels run."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(20):
+            work()
+    return graph.replay
+
+
+def prepared(asked: argparse.Namespace, names: Collection[str]) -> Callable[[str], None]:
+    """What runs a piece of work, given its name, after a small run of each of `names`: imports, kernels."""
     generator = torch.Generator().manual_seed(0)
     small, tokens = (
         torch.randint(1024, shape, generator=generator) for shape in ((4, 32), (asked.sequences, asked.length))
     )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def models(config: LlamaConfig) -> dict[str, PreTrainedModel]:
+        with torch.device(device):  # a GPU draws random weights much faster
+            there = build(config).to(getattr(torch, asked.dtype))
+        return {"cpu": there if device == "cpu" else copy.deepcopy(there).cpu(), device: there}
+
+    def run(name: str, models: dict[str, PreTrainedModel], tokens: Tensor) -> None:
+        WORK[name](models["cpu" if name in LENT else device], tokens)
+
     for name in names:
-        WORK[name](build(WARM).to(device), small)
-    return build(SHAPES[asked.shape]).to(device), tokens
+        run(name, models(WARM), small)
+    return partial(run, models=models(SHAPES[asked.shape]), tokens=tokens)
 
 
-def measure_memory(asked: argparse.Namespace) -> float:
-    """MiB that memory grows by at most; the first run of this size, for freed memory would be used again."""
-    model, tokens = prepared(asked, [asked.memory])
+def grown(work: Callable[[], None]) -> float:
+    """MiB that memory grows by at most."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     before = memory_mib(peak=False)
-    WORK[asked.memory](model, tokens)
+    work()
     return memory_mib(peak=True) - before
 
 
-def measure_times(asked: argparse.Namespace) -> dict[str, float]:
-    """Name -> seconds of the fastest round."""
+def measure_memory(asked: argparse.Namespace) -> float:
+    """Of the first run of this size, for a process uses again what it has freed."""
+    return grown(partial(prepared(asked, [asked.memory]), asked.memory))
+
+
+def measure_times(asked: argparse.Namespace) -> dict[str, list[float]]:
+    """Name -> seconds of the fastest round, and MiB, which mean something on a GPU."""
     clock = time.process_time if asked.processor else time.perf_counter
-    model, tokens = prepared(asked, names := available())
-    rounds = [{n: seconds(lambda n=n: WORK[n](model, tokens), clock) for n in names} for _ in range(asked.repeats)]
-    return {name: min(times[name] for times in rounds) for name in names}
-
-
-def least(model: PreTrainedModel) -> float:
-    """Plain passes that Wanda takes by its definition, by the products of matrices alone."""
-    sizes = [m.weight.numel() for name, m in blocks.matrices(model).items() if ".layers.0." in name]
-    block, last, layers = sum(sizes), sizes[-1], model.config.num_hidden_layers
-    return (layers * (block - last) + (layers - 1) * block) / (layers * block + model.lm_head.weight.numel())
+    run, names = prepared(asked, available()), available()
+    rounds = []
+    for _ in range(asked.repeats):
+        memory = {}
+        times = {n: seconds(lambda n=n, m=memory: m.update({n: grown(partial(run, n))}), clock) for n in names}
+        rounds.append((times, memory))
+    return {name: [min(times[name] for times, _ in rounds), rounds[0][1][name]] for name in names}
 
 
 WORK: dict[str, Callable[[PreTrainedModel, Tensor], object]] = {
     "plain": lambda model, tokens: plain(model, tokens.to(model.device)),
+    "passes": passes,
     "wanda": lambda model, tokens: prune(model, "wanda", 0.5, calibration=tokens),
     "sparsegpt": lambda model, tokens: prune(model, "sparsegpt", 0.5, calibration=tokens),
+    "wanda lent": lambda model, tokens: prune(model, "wanda", 0.5, calibration=tokens, device="cuda"),
+    "sparsegpt lent": lambda model, tokens: prune(model, "sparsegpt", 0.5, calibration=tokens, device="cuda"),
     "llmcompressor wanda": lambda model, tokens: peer(model, tokens, "wanda"),
     "llmcompressor sparsegpt": lambda model, tokens: peer(model, tokens, "sparsegpt"),
+    "llmcompressor wanda lent": lambda model, tokens: peer(model, tokens, "wanda"),
+    "llmcompressor sparsegpt lent": lambda model, tokens: peer(model, tokens, "sparsegpt"),
 }
 
 
+LENT = [name for name in WORK if name.endswith(" lent")]
+"""With the model on the CPU."""
+
+
 def available() -> list[str]:
-    return [name for name in WORK if importlib.util.find_spec("llmcompressor") or "llmcompressor" not in name]
+    left_out = [] if torch.cuda.is_available() else LENT
+    return [
+        name
+        for name in WORK
+        if name not in left_out and (importlib.util.find_spec("llmcompressor") or "llmcompressor" not in name)
+    ]
 
 
 def child(*more: str) -> str:
@@ -205,13 +262,36 @@ def child(*more: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+def compare(asked: argparse.Namespace) -> None:
+    """Print seconds and memory of all that is there, and how ours stands beside the peer's."""
+    cuda = torch.cuda.is_available()
+    where = torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads"
+    count, unit = asked.sequences * asked.length, "processor s" if asked.processor else "s"
+    print(f"Llama {asked.shape} {asked.dtype}, {count:,} calibration tokens, 50 %, {where}", flush=True)
+    measured = json.loads(child("--times"))
+    times = {name: spent for name, (spent, _) in measured.items()}
+    memory = {name: most if cuda else float(child("--memory", name)) for name, (_, most) in measured.items()}
+    for name, spent in times.items():
+        plain_passes = spent / times["plain"]
+        print(f"{name}: {spent:.2f} {unit}, x{plain_passes:.2f} of a plain pass; peak +{memory[name]:.0f} MiB")
+    peers = [name for name in times if name.startswith("llmcompressor")]
+    for other in peers:
+        ours = other.removeprefix("llmcompressor ")
+        ratios = times[other] / times[ours], memory[ours] / memory[other]
+        print(f"{ours} beside llmcompressor: {ratios[0]:.2f} times as fast, {ratios[1]:.2f} of the memory")
+    if not peers:
+        print("llmcompressor is not installed here: no peer")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="256x8", help="of the model; its weights are random")
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     parser.add_argument("--repeats", type=int, default=3, help="rounds that are timed")
     parser.add_argument("--processor", action="store_true", help="processor seconds instead of seconds")
+    parser.add_argument("--only", choices=("pruning", "2:4"), help="one half of what a GPU is asked")
     parser.add_argument("--memory", choices=WORK, help="print the MiB that this takes, and no more")
     parser.add_argument("--times", action="store_true", help="print the seconds of all as JSON, and no more")
     asked = parser.parse_args()
@@ -219,22 +299,9 @@ def main() -> None:
     if asked.memory or asked.times:
         print(measure_memory(asked) if asked.memory else json.dumps(measure_times(asked)))
         return
-    cuda = torch.cuda.is_available()
-    where = torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads"
-    count, unit = asked.sequences * asked.length, "processor s" if asked.processor else "s"
-    print(f"Llama {asked.shape}, {count:,} calibration tokens, 50 %, {where}", flush=True)
-    times = json.loads(child("--times"))
-    grown = {name: float(child("--memory", name)) for name in times}
-    for name, spent in times.items():
-        print(f"{name}: {spent:.2f} {unit}, x{spent / times['plain']:.2f} of a plain pass; peak +{grown[name]:.0f} MiB")
-    print(f"Wanda's definition alone: x{least(build(SHAPES[asked.shape])):.2f} of a plain pass")
-    for criterion in ("wanda", "sparsegpt"):
-        if (other := f"llmcompressor {criterion}") in times:
-            ratios = times[other] / times[criterion], grown[criterion] / grown[other]
-            print(f"{criterion} beside llmcompressor: {ratios[0]:.2f} times as fast, {ratios[1]:.2f} of the memory")
-        else:
-            print(f"llmcompressor is not installed here: no peer for {criterion}")
-    if cuda:
+    if asked.only != "2:4":
+        compare(asked)
+    if torch.cuda.is_available() and asked.only != "pruning":
         semi_structured()
 
 

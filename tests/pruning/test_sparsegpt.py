@@ -54,6 +54,18 @@ def test_sparsegpt_drops_and_updates_as_llmcompressor_does(asked):
     torch.testing.assert_close(found, ORACLE[f"sparsegpt {asked}"], rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("columns", [1, 3, 4, 10, 257])
+def test_the_hessian_of_which_half_is_computed_is_the_whole_one(columns):
+    x = torch.randn(600, columns, generator=torch.Generator().manual_seed(columns))
+    expected = 2 * x.numpy().astype(np.float64).T @ x.numpy() / len(x)
+    found = Hessian()
+    for part in x.split(250):
+        found.add(part)
+    assert torch.equal(found.value(), found.value().T)
+    np.testing.assert_allclose(found.value(), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.value(), found.take())
+
+
 def problem(seed: int, rows: int = 3, columns: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights (rows, columns) and a well-conditioned Hessian, fp64."""
     generator = torch.Generator().manual_seed(seed)

@@ -67,7 +67,7 @@ def _by_score(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
         norms = None if statistic is None else statistic.value()
 
         def left(weight: Tensor) -> Tensor:
-            scores = score(weight, norms, generator)
+            scores = score(weight, norms, generator).float()
             if not torch.isfinite(scores).all():
                 remedy = "Check the weights, and use bfloat16 or float32 if they are float16."
                 raise LabkitError("weights and their scores are finite", f"NaN or infinity in {matrix.name}", remedy)

@@ -83,22 +83,24 @@ def prune_columns(
     weight = weight.float().clone()
     weight[:, dead] = 0
     zero = weight == 0
-    scale = factor.diagonal().square()
+    scale = factor.diagonal()
     inputs = weight.shape[1]
     block = BLOCK if m is None else max(1, BLOCK // m) * m
     for start in range(0, inputs, block):
         end = min(start + block, inputs)
-        part, errors = weight[:, start:end], torch.empty_like(weight[:, start:end])
-        mask = torch.ones_like(part, dtype=torch.bool)
-        for i in range(end - start):
+        within = factor[start:end, start:end]
+        part = weight[:, start:end].T.contiguous()  # (columns, outputs): the weights of a column lie side by side
+        errors, divisors = torch.empty_like(part), torch.empty_like(part)
+        for i, (column, divisor, error) in enumerate(zip(part, divisors, errors, strict=True)):
             if i % (m or block) == 0:
-                now = slice(start + i, min(start + i + (m or block), end))
-                scores = weight[:, now].square().div_(scale[now]).masked_fill_(zero[:, now], -torch.inf)
-                mask[:, i : i + (m or block)] = keep(scores) & ~zero[:, now]
-            row = factor[start + i, start + i : end]
-            error = part[:, i].masked_fill(mask[:, i], 0) / row[0]
-            part[:, i:].addr_(error, row, alpha=-1)
-            errors[:, i] = error
-        part.masked_fill_(~mask, 0)  # rounding leaves 1e-9 where the update should have ended at 0
-        weight[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
+                here = slice(i, min(i + (m or block), end - start))
+                now = slice(start + here.start, start + here.stop)
+                scores = part[here].T.square().div_(scale[now].square()).masked_fill_(zero[:, now], -torch.inf)
+                stays = keep(scores) & ~zero[:, now]
+                divisors[here] = torch.where(stays, torch.inf, scale[now]).T  # what stays makes no error
+            torch.div(column, divisor, out=error)
+            part[i:].addr_(within[i, i:], error, alpha=-1)
+        part.masked_fill_(divisors.isfinite(), 0)  # rounding leaves 1e-9 where the update should have ended at 0
+        weight[:, start:end] = part.T
+        weight[:, end:].addmm_(errors.T, factor[start:end, end:], alpha=-1)
     return weight

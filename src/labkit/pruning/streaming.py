@@ -1,8 +1,9 @@
 """Walking over the decoder blocks with calibration tokens: one block and one micro-batch on the device at a time.
 
-The hidden states of all sequences wait on the CPU. A block is brought to the device, the statistics of its matrices'
-inputs are gathered from one micro-batch after another, the caller prunes it, and it is run again with what the pruned
-weights give for the next block. Device memory is one block, its statistics, and what one micro-batch takes.
+The hidden states of all sequences wait where the model is. A block is brought to the device, the statistics of its
+matrices' inputs are gathered from one micro-batch after another, the caller prunes it, and it is run again with what
+the pruned weights give for the next block. The device memory that a model on the CPU takes is one block, its
+statistics, and what one micro-batch takes.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class _Stream:
         hidden = []
         for batch in tokens.split(self.size):
             first, calls = _calls(model, self.layers, batch, self.returns)
-            hidden.append(first.cpu())
+            hidden.append(first)
             known = self.calls.setdefault(len(batch), _to(calls, self.device, {}))
             if len(hidden) == 2 and not _same(known, _to(calls, self.device, {})):
                 raise LabkitError(
@@ -79,7 +80,11 @@ class _Stream:
                     type(model).__name__,
                     "Use an architecture whose blocks depend on the tokens through the hidden states alone.",
                 )
-        self.hidden = torch.cat(hidden)  # (sequences, time, width)
+        self.hidden = torch.cat(hidden)  # (sequences, time, width), where the model is
+        self.pinned = self.device.type == "cuda" and self.hidden.device.type == "cpu"
+        if self.pinned:  # then the GPU copies by itself, and several times as fast
+            self.hidden = self.hidden.pin_memory()
+        self.extremes: list[Tensor] = []  # lowest and highest of each part of a block's outputs, NaN if there is one
 
     def gather(self, number: int, name: str, kind: type[Statistic], advance: bool) -> dict[str, Statistic]:
         """Statistics of the inputs of a block's matrices; with ``advance`` its outputs are kept as well."""
@@ -103,10 +108,11 @@ class _Stream:
                 for rows in inputs.of[key]:
                     self._add(gathered[key], rows.flatten(0, -2), key)
             if output is not None and advance:
-                blocks.check_finite(output, name)
-                self.hidden[part] = output.cpu()
+                self._put(part, output)
 
         self._in_parts(step, name)
+        if advance:
+            self._check_finite(name)
         if unseen := [key for key in found if key not in gathered or not gathered[key].rows]:
             rule = "every matrix takes part in the forward pass of the calibration tokens"
             raise LabkitError(rule, ", ".join(unseen), "Give more calibration sequences.")
@@ -122,12 +128,8 @@ class _Stream:
     def advance(self, number: int, name: str) -> None:
         """Put the outputs of a block in the place of its inputs."""
 
-        def step(part: slice) -> None:
-            output = self._run(number, part)
-            blocks.check_finite(output, name)
-            self.hidden[part] = output.cpu()
-
-        self._in_parts(step, name)
+        self._in_parts(lambda part: self._put(part, self._run(number, part)), name)
+        self._check_finite(name)
 
     def _run(self, number: int, part: slice) -> Tensor:
         """Output (batch, time, width) of a block for some of the sequences."""
@@ -136,8 +138,19 @@ class _Stream:
             calls = _calls(self.model, self.layers, self.tokens[part], self.returns)[1]
             self.calls[size] = _to(calls, self.device, {})
         args, kwargs = self.calls[size][number]
-        output = self.layers[number](self.hidden[part].to(self.device), *args, **kwargs)
+        hidden = self.hidden[part].to(self.device, non_blocking=self.pinned)
+        output = self.layers[number](hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+    def _put(self, part: slice, output: Tensor) -> None:
+        """Keep the output of a block for some of the sequences. Nothing here waits for the GPU."""
+        self.extremes += torch.aminmax(output)
+        self.hidden[part].copy_(output, non_blocking=self.pinned)
+
+    def _check_finite(self, name: str) -> None:
+        """Raise LabkitError if an output that was kept for the block is not finite."""
+        blocks.check_finite(torch.stack(self.extremes), name)
+        self.extremes.clear()
 
     def _in_parts(self, step: Callable[[slice], None], name: str) -> None:
         """Take the step for all sequences, as many at a time as fit."""
