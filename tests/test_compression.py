@@ -117,7 +117,10 @@ def test_a_student_that_is_taught_starts_as_the_one_from_scratch_or_as_what_earl
     plain = {"divergence": "jsd", "temperature": 2.0, "tokens": TOKENS_OF_TWO_BATCHES}
     expected = distill(MODEL, Rung(16, 1).build(3), corpus(7), **plain, options=options)
     _assert_same_weights(got, expected)
-    cut = Compression.parse({"drop_layers": {"keep": 1}, "distill": asked}).apply(MODEL, TOKENS, corpus(7), seed=3)
+    assert "pruning" not in Compression.parse({"distill": {"student": "16x1", **asked}}).modules
+    chain = Compression.parse({"drop_layers": {"keep": 1}, "distill": asked})
+    assert "pruning" in chain.modules
+    cut = chain.apply(MODEL, TOKENS, corpus(7), seed=3)
     assert cut.config.num_hidden_layers == 1 and [entry["verb"] for entry in lineage(cut)] == ["drop_layers", "distill"]
 
 

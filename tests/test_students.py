@@ -5,7 +5,7 @@ import pytest
 from labkit.compression import Compression
 from labkit.errors import LabkitError
 from labkit.records import EXACT_MATCH
-from labkit.students import FRESH, PRACTICE, SCRATCH, WHOLE, Student, students
+from labkit.students import FRESH, PRACTICE, SCRATCH, UNASKED, WHOLE, Student, students
 
 ONE = np.ones((2, 3))
 CUT = "keep-layers 2 + shrink heads 4 ffn 176 width 64"
@@ -59,11 +59,20 @@ def test_a_student_is_read_from_the_name_that_a_study_gives_it(written, expected
 
 
 @pytest.mark.parametrize(
-    ("way", "seen"),
-    [(SCRATCH, "nothing"), (PRACTICE, "nothing"), ("sequence", "text"), ("hidden-state alpha 0.5", "hidden states"), ("jsd", "logits")],
+    ("start", "way", "seen"),
+    [
+        (FRESH, SCRATCH, "nothing"),
+        (FRESH, "sequence", "text"),
+        (FRESH, "hidden-state alpha 0.5", "hidden states"),
+        (FRESH, "jsd", "logits"),
+        (WHOLE, PRACTICE, "weights"),
+        ("keep-layers 2", PRACTICE, "weights"),
+        ("keep-layers 2", "jsd", "logits and weights"),
+    ],
 )
-def test_what_a_student_sees(way, seen):
-    assert Student(FRESH, "64x2", way, 1).seen == seen
+def test_what_a_student_sees(start, way, seen):
+    made = Student(start, "64x2", way, 1)
+    assert made.seen == seen and (seen in UNASKED) == (way in (SCRATCH, PRACTICE))
 
 
 def test_all_kinds_of_students_with_what_they_cost():

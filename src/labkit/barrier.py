@@ -11,7 +11,7 @@ from labkit.errors import LabkitError
 from labkit.pairing import UNCOMPRESSED, UNIT, Group, Tables, gains, having, paired, primary, tables
 from labkit.records import METRICS, columns
 from labkit.statistics import Spread, jeffreys_interval, ratio_interval
-from labkit.students import FRESH, NEAR, students
+from labkit.students import NEAR, UNASKED, students
 
 PRICES = ("cheaper", "as dear", "dearer", "only taught", "only alone", "neither", "undecided")
 """Every value of the column ``price``."""
@@ -126,7 +126,7 @@ def _row(found: list[_Dose | None], level: float, row_tokens: int, row_answers: 
     sure = [dose.student.tokens for dose in doses if dose.bounds[1] >= level]
     shown = (enough or doses[-1:])[0]
     made = shown.student
-    asked = made.trained / row_tokens if made.seen != "nothing" else 0.0
+    asked = made.trained / row_tokens if made.seen not in UNASKED else 0.0
     told = f"{made.tokens / 1e6:.3g}M" if enough else f"not within {made.tokens / 1e6:.3g}M"
     return [
         BarrierRow(
@@ -145,7 +145,7 @@ class PriceRow:
     rung: str  # the teacher's
     size: str
     ability: str
-    seen: str  # of the teacher; "weights" or "… and weights" for a student that starts from what is left of it
+    seen: str  # of the teacher
     flops: float  # of the cheapest way, teacher included, by which mean retention reaches the level; NaN if none does
     alone: float  # of the cheapest training from scratch by which it does
     price: str  # one of PRICES
@@ -171,8 +171,6 @@ def prices(bought: pd.DataFrame, min_seeds: int = 5) -> pd.DataFrame:
     Frame with the columns of `PriceRow`.
     """
     told = []
-    with_weights = (bought["seen"] + " and weights").replace("nothing and weights", "weights")
-    bought = bought.assign(seen=bought["seen"].where(bought["start"] == FRESH, with_weights))
     for (rung, size, ability), group in bought.groupby(["rung", "size", "ability"], sort=False):
         alone, taught = (group[(group["seen"] == "nothing") == own] for own in (True, False))
         for seen, ways in taught.groupby("seen", sort=False):

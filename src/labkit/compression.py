@@ -40,8 +40,8 @@ class Compression:
     Attributes
     ----------
     steps: ((verb, ((argument, value), …)), …) in the order of `VERBS`; arguments as in ``labkit.prune``
-        (and ``allocation``, one of `ALLOCATIONS`), ``labkit.drop_layers`` (or ``drop``, how many to take away), ``labkit.shrink`` (a float is a share of what the
-        model has), ``labkit.recover`` and ``labkit.quantize``.
+        (and ``allocation``, one of `ALLOCATIONS`), ``labkit.drop_layers`` (or ``drop``, how many to take away),
+        ``labkit.shrink`` (a float is a share of what the model has), ``labkit.recover`` and ``labkit.quantize``.
         ``train`` makes a ``student`` (the name of a rung) from scratch: the control, which never sees the model.
         ``distill`` makes one that learns from the model; arguments as in ``labkit.distill`` and its ``Options``.
         Where either names no ``student``, what the steps before left of the model is trained on.
@@ -91,9 +91,9 @@ class Compression:
     def modules(self) -> tuple[str, ...]:
         """The modules of labkit that decide what comes out."""
         verbs = {verb for verb, _ in self.steps}
+        fresh = verbs <= {"train", "distill"} and "student" in dict(self.steps[0][1])
         used = {
-            # The ledger of masks, in every training, is of no effect on a fresh student.
-            "pruning": verbs != {"train"} or "student" not in dict(self.steps[0][1]),
+            "pruning": not fresh,  # the ledger of masks, in every training, is of no effect on a fresh student
             "divergences": verbs & {"distill", "recover"},
             "distillation": "distill" in verbs,
             "ladder": verbs & {"train", "distill"},

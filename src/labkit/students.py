@@ -21,6 +21,9 @@ PRACTICE = "train"
 WHOLE = "the teacher"
 """The start of a student that is its teacher, with nothing taken away."""
 
+UNASKED = ("nothing", "weights")
+"""What students have seen who never asked their teacher for an answer."""
+
 NEAR = 1.25
 """Within this factor two students took equal FLOPs."""
 
@@ -67,9 +70,12 @@ class Student:
 
     @property
     def seen(self) -> str:
-        """What of the teacher it saw: "nothing", "text", "hidden states" or "logits"; and its weights, not said here,
-        if it did not start `FRESH`."""
-        return _SEEN.get(self.way.split()[0], "logits")
+        """What of the teacher it saw: "nothing", "text", "hidden states" or "logits"; of one that did not start `FRESH`
+        "weights", or "logits and weights" and the like."""
+        answers = _SEEN.get(self.way.split()[0], "logits")
+        if self.start == FRESH:
+            return answers
+        return "weights" if answers == "nothing" else f"{answers} and weights"
 
 
 def students(rows: pd.DataFrame, provenance: pd.DataFrame | None = None) -> pd.DataFrame:
