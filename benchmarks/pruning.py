@@ -13,7 +13,8 @@ Wanda cannot be as fast as a plain pass: every block runs twice, dense for the n
 pruned for the next block (but for the last block). What this takes alone is timed too (``passes``).
 On a GPU also: the same with the model on the CPU and one block at a time on the GPU (``lent``), and the measured
 speed-up of 2:4 by PyTorch's semi-structured tensors beside dense, in the matrices of one real block (of the size of
-Llama 3 8B) and in the block as a whole, for 1 to 512 tokens at a time: as Python calls them, and as a CUDA graph.
+Llama 3 8B) and in the block as a whole, for 1 to 512 tokens at a time: as Python calls them, and as a CUDA graph,
+with the algorithm that cuSPARSELt finds best for each.
 Matrices of less than the GPU's cache are read from it; only the block as a whole reads its weights from memory.
 """
 
@@ -21,9 +22,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import csv
 import importlib.util
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,7 +38,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
+from torch.sparse import (
+    SparseSemiStructuredTensor,
+    SparseSemiStructuredTensorCUSPARSELT,
+    to_sparse_semi_structured,
+)
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -49,6 +56,9 @@ def shape(width: int, neurons: int, layers: int, vocabulary: int, key_value_head
         max_position_embeddings=2048, pad_token_id=None,
     )  # fmt: skip
 
+
+CALLS = 20
+"""Of 2:4 and of dense that are timed as one."""
 
 WARM = shape(64, 160, 1, 1024)
 SHAPES = {
@@ -119,7 +129,7 @@ def _oneshot(oneshot: Callable, model: PreTrainedModel, tokens: Tensor, modifier
 
 
 @torch.inference_mode()
-def semi_structured(width: int = 4096, neurons: int = 14336, device: str = "cuda") -> None:
+def semi_structured(width: int = 4096, neurons: int = 14336, device: str = "cuda") -> list[dict[str, object]]:
     """2:4 beside dense, in float16: every shape of matrix in one block pruned by labkit, and the whole block."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -127,25 +137,26 @@ def semi_structured(width: int = 4096, neurons: int = 14336, device: str = "cuda
         num_attention_heads=width // 128, num_key_value_heads=max(1, width // 512), pad_token_id=None,
     )  # fmt: skip
     dense = prune(LlamaForCausalLM(config).half().to(device).eval(), "magnitude", pattern="2:4")
+    found = []
     for backend in ("cuSPARSELt", "CUTLASS"):
         SparseSemiStructuredTensor._FORCE_CUTLASS = backend == "CUTLASS"
+        halved = _halved(dense)
+        shapes = {matrix.weight.shape: name for name, matrix in reversed(blocks.matrices(dense).items())}
         try:
-            halved = _halved(dense)
+            for tokens in (1, 8, 16, 32, 64, 128, 256, 512):
+                _choose_algorithms(halved, tokens)
+                for (outputs, inputs), name in shapes.items():
+                    x = torch.randn(tokens, inputs, device=device, dtype=torch.float16)
+                    both = [partial(model.get_submodule(name), x) for model in (dense, halved)]
+                    label = f"{name.rpartition('.')[2]} {outputs}x{inputs}"
+                    found += _beside({"backend": backend, "part": label, "tokens": tokens}, *both)
+                x = torch.randn(tokens, 1, width, device=device, dtype=torch.float16)  # one new token of each text
+                where = dense.model.rotary_emb(x, torch.zeros(tokens, 1, device=device, dtype=torch.int64))
+                both = [partial(model.model.layers[0], x, position_embeddings=where) for model in (dense, halved)]
+                found += _beside({"backend": backend, "part": "block", "tokens": tokens}, *both)
         except RuntimeError as error:
-            print(f"2:4 by {backend}: not supported ({str(error).splitlines()[0]})", flush=True)
-            continue
-        pairs = {}
-        for name, matrix in blocks.matrices(dense).items():
-            label = f"{name.rpartition('.')[2]} {'x'.join(map(str, matrix.weight.shape))}"
-            pairs.setdefault(tuple(matrix.weight.shape), (label, matrix.module, halved.get_submodule(name)))
-        for tokens in (1, 8, 16, 32, 64, 128, 256, 512):
-            for (_, inputs), (label, *both) in pairs.items():
-                x = torch.randn(tokens, inputs, device=device, dtype=torch.float16)
-                _beside(f"{backend} {label}", tokens, *(partial(module, x) for module in both))
-            x = torch.randn(tokens, 1, width, device=device, dtype=torch.float16)  # one new token of each text
-            where = dense.model.rotary_emb(x, torch.zeros(tokens, 1, device=device, dtype=torch.int64))
-            both = (partial(m.model.layers[0], x, position_embeddings=where) for m in (dense, halved))
-            _beside(f"{backend} block", tokens, *both)
+            print(f"2:4 by {backend} is not supported here: {str(error).splitlines()[0]}", flush=True)
+    return found
 
 
 def _halved(dense: PreTrainedModel) -> PreTrainedModel:
@@ -156,27 +167,42 @@ def _halved(dense: PreTrainedModel) -> PreTrainedModel:
     return halved
 
 
-def _beside(label: str, tokens: int, dense: Callable[[], Tensor], sparse: Callable[[], Tensor]) -> None:
-    """Time both, as Python calls them and as the GPU alone runs them (a CUDA graph), and see that they agree."""
-    told = []
-    for way, prepare in (("called", lambda f: lambda: [f() for _ in range(20)]), ("replayed", _recorded)):
-        try:
-            expected, found = dense().float(), sparse().float()
-            assert (found - expected).norm() < 0.01 * expected.norm(), f"{label}: 2:4 gives something else than dense"
-            works = [prepare(f) for f in (dense, sparse)]
-            times = [min(seconds(work) for _ in range(5)) / 20 for work in works]
-            told.append(f"{way} {times[0] * 1e6:.1f} -> {times[1] * 1e6:.1f} us, x{times[0] / times[1]:.2f}")
-        except RuntimeError as error:
-            told.append(f"{way} not supported ({str(error).splitlines()[0]})")
-    print(f"2:4 {label}, {tokens} tokens: {'; '.join(told)}", flush=True)
+def _choose_algorithms(halved: PreTrainedModel, tokens: int) -> None:
+    """For every matrix the algorithm that cuSPARSELt itself finds the fastest for as many tokens."""
+    for module in (matrix.module for matrix in blocks.matrices(halved).values()):
+        if isinstance(module.weight, SparseSemiStructuredTensorCUSPARSELT):
+            rows = -(-tokens // 8) * 8  # PyTorch pads to it
+            x = torch.randn(rows, module.in_features, device=module.weight.device, dtype=torch.float16)
+            module.weight.alg_id_cusparselt = torch._cslt_sparse_mm_search(module.weight.packed, x.t())
 
 
-def _recorded(work: Callable[[], Tensor]) -> Callable[[], None]:
-    """Twenty calls as one CUDA graph: nothing is left of what Python and the library do before the kernels run."""
+def _beside(what: dict[str, object], dense: Callable[[], Tensor], sparse: Callable[[], Tensor]) -> list[dict]:
+    """Time both in turn, as Python calls them and as a GPU alone runs them (a CUDA graph), and see that they agree."""
+    expected, found = dense().float(), sparse().float()
+    assert (found - expected).norm() < 0.01 * expected.norm(), f"{what}: 2:4 gives something else than dense"
+    rows = []
+    for way, prepare in (("called", _repeated), ("replayed", _recorded)):
+        works = [prepare(f) for f in (dense, sparse)]
+        for repeat in range(7):
+            times = [seconds(work) / CALLS * 1e6 for work in works]
+            rows.append({**what, "way": way, "repeat": repeat, "dense_us": times[0], "sparse_us": times[1]})
+        medians = [statistics.median(row[key] for row in rows[-7:]) for key in ("dense_us", "sparse_us")]
+        told = f"{way} {medians[0]:.1f} -> {medians[1]:.1f} us, x{medians[0] / medians[1]:.2f}"
+        print(f"2:4 {' '.join(map(str, what.values()))} tokens: {told}", flush=True)
+    return rows
+
+
+def _repeated(work: Callable[[], Tensor]) -> Callable[[], object]:
+    return lambda: [work() for _ in range(CALLS)]
+
+
+def _recorded(work: Callable[[], Tensor]) -> Callable[[], object]:
+    """The calls as one CUDA graph: nothing is left of what Python and the library do before the kernels run."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(20):
+        for _ in range(CALLS):
             work()
+    graph.replay()
     return graph.replay
 
 
@@ -218,7 +244,8 @@ def measure_memory(asked: argparse.Namespace) -> float:
 def measure_times(asked: argparse.Namespace) -> dict[str, list[float]]:
     """Name -> seconds of the fastest round, and MiB, which mean something on a GPU."""
     clock = time.process_time if asked.processor else time.perf_counter
-    run, names = prepared(asked, available()), available()
+    names = [name for name in available() if not asked.work or name in ("plain", *asked.work)]
+    run = prepared(asked, names)
     rounds = []
     for _ in range(asked.repeats):
         memory = {}
@@ -276,7 +303,8 @@ def compare(asked: argparse.Namespace) -> None:
         print(f"{name}: {spent:.2f} {unit}, x{plain_passes:.2f} of a plain pass; peak +{memory[name]:.0f} MiB")
     peers = [name for name in times if name.startswith("llmcompressor")]
     for other in peers:
-        ours = other.removeprefix("llmcompressor ")
+        if (ours := other.removeprefix("llmcompressor ")) not in times:
+            continue
         ratios = times[other] / times[ours], memory[ours] / memory[other]
         print(f"{ours} beside llmcompressor: {ratios[0]:.2f} times as fast, {ratios[1]:.2f} of the memory")
     if not peers:
@@ -291,8 +319,11 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     parser.add_argument("--repeats", type=int, default=3, help="rounds that are timed")
     parser.add_argument("--processor", action="store_true", help="processor seconds instead of seconds")
+    parser.add_argument("--work", nargs="+", choices=WORK, metavar="NAME", help=f"only these, and a plain pass: {', '.join(WORK)}")
     parser.add_argument("--only", choices=("pruning", "2:4"), help="one half of what a GPU is asked")
-    parser.add_argument("--memory", choices=WORK, help="print the MiB that this takes, and no more")
+    parser.add_argument("--out", type=Path, help="a new CSV file for every timing of 2:4")
+    parser.add_argument("--commit", help="what its rows say, e.g. $(git rev-parse HEAD)")
+    parser.add_argument("--memory", choices=WORK, metavar="NAME", help="print the MiB that this takes, and no more")
     parser.add_argument("--times", action="store_true", help="print the seconds of all as JSON, and no more")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -302,7 +333,13 @@ def main() -> None:
     if asked.only != "2:4":
         compare(asked)
     if torch.cuda.is_available() and asked.only != "pruning":
-        semi_structured()
+        rows = semi_structured()
+        if asked.out:
+            about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "commit": asked.commit}
+            with asked.out.open("x", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, [*rows[0], *about])
+                writer.writeheader()
+                writer.writerows({**row, **about} for row in rows)
 
 
 if __name__ == "__main__":
