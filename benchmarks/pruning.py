@@ -319,7 +319,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     parser.add_argument("--repeats", type=int, default=3, help="rounds that are timed")
     parser.add_argument("--processor", action="store_true", help="processor seconds instead of seconds")
-    parser.add_argument("--work", nargs="+", choices=WORK, metavar="NAME", help=f"only these, and a plain pass: {', '.join(WORK)}")
+    only = f"only a plain pass and these of: {', '.join(WORK)}"
+    parser.add_argument("--work", nargs="+", choices=WORK, metavar="NAME", help=only)
     parser.add_argument("--only", choices=("pruning", "2:4"), help="one half of what a GPU is asked")
     parser.add_argument("--out", type=Path, help="a new CSV file for every timing of 2:4")
     parser.add_argument("--commit", help="what its rows say, e.g. $(git rev-parse HEAD)")

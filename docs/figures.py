@@ -36,6 +36,7 @@ def found() -> str:
         _emerges(score[list(rungs)], chance),
         *(_leaves(verdicts, *way) for way in WAYS),
         *_students(lk.Store(lk.artifacts() / "distillation")),
+        _two_of_four(pd.read_csv(lk.artifacts() / "speed" / "2-4-h200.csv")),
         "",
         "Left: mean score of the dense models (exact match; token accuracy for markov) with the number of seeds. Right: "
         f"what is left of it in {SHOWN} after one-shot compression without any healing, as retention (1 as the dense "
@@ -72,6 +73,22 @@ def _leaves(verdicts: pd.DataFrame, compression: str, sparsity: float) -> str:
     groups = verdicts[fits].groupby("verdict")["ability"]
     told = [f"{VERBS[verdict]} {', '.join(groups.get_group(verdict))}" for verdict in VERBS if verdict in groups.groups]
     return f"- **{_title(compression, sparsity)}** of {SHOWN} {'; '.join(told)}."
+
+
+def _two_of_four(timings: pd.DataFrame) -> str:
+    """How many times as fast as dense 2:4 was, for the block and for the part that gains most."""
+    times = timings.assign(times=timings["dense_us"] / timings["sparse_us"])
+    medians = times.groupby(["way", "part", "tokens"])["times"].median()
+    replayed = medians["replayed"].groupby("part").agg(["min", "max"])
+    best, block = replayed["min"].idxmax(), replayed.loc["block"]
+    called = medians["called"].groupby("part").max()
+    return (
+        f"- **2:4 on a GPU** ({timings['device'].iloc[0]}, PyTorch {timings['torch'].iloc[0]}, {timings['backend'].iloc[0]}, "
+        f"float16, {timings['tokens'].min()} to {timings['tokens'].max()} tokens at a time): a whole block of the size of "
+        f"Llama 3 8B runs {block['min']:.2f} to {block['max']:.2f} times as fast as dense, its {best} alone "
+        f"{replayed.loc[best, 'min']:.2f} to {replayed.loc[best, 'max']:.2f} times, each as a CUDA graph; called from "
+        f"Python nothing runs more than {called.max():.2f} times as fast."
+    )
 
 
 def _students(store: lk.Store) -> list[str]:

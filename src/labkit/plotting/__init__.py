@@ -8,6 +8,7 @@ from labkit.plotting.power import power, power_alt
 from labkit.plotting.scale import effective_scale, effective_scale_alt
 from labkit.plotting.shapes import jumps, jumps_alt
 from labkit.plotting.sizes import emergence, emergence_alt
+from labkit.plotting.speed import speed, speed_alt
 from labkit.plotting.students import students, students_alt, way
 from labkit.plotting.style import condition
 from labkit.plotting.verdicts import retention, retention_alt
@@ -34,6 +35,8 @@ __all__ = [
     "power_alt",
     "retention",
     "retention_alt",
+    "speed",
+    "speed_alt",
     "students",
     "students_alt",
     "sweep",

@@ -77,7 +77,8 @@ def prune(
         For ``"random"``.
     device
         Where blocks are computed, e.g. ``"cuda"``; default: where the model is. A model on the CPU stays there but for
-        one block at a time, activations too but for one micro-batch. Memory that runs out halves the micro-batch.
+        one block at a time, activations too but for one micro-batch; with a model on a GPU the hidden states of all
+        calibration tokens are there too. Memory that runs out halves the micro-batch.
     folder
         Every block that is done is kept there, and the same call after a crash goes on from the last one.
 
