@@ -267,7 +267,6 @@ WORK: dict[str, Callable[[PreTrainedModel, Tensor], object]] = {
     "llmcompressor sparsegpt lent": lambda model, tokens: peer(model, tokens, "sparsegpt"),
 }
 
-
 LENT = [name for name in WORK if name.endswith(" lent")]
 """With the model on the CPU."""
 
@@ -327,6 +326,8 @@ def main() -> None:
     parser.add_argument("--memory", choices=WORK, metavar="NAME", help="print the MiB that this takes, and no more")
     parser.add_argument("--times", action="store_true", help="print the seconds of all as JSON, and no more")
     asked = parser.parse_args()
+    if asked.out and asked.out.exists():
+        parser.error(f"--out names a new file; got {asked.out}, which is there")
     warnings.simplefilter("ignore")
     if asked.memory or asked.times:
         print(measure_memory(asked) if asked.memory else json.dumps(measure_times(asked)))
