@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 import labkit as lk
 from labkit.comparison import ANSWERS, has_more
 from labkit.students import FRESH, PRACTICE, SCRATCH
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
