@@ -78,7 +78,8 @@ def prune(
     device
         Where blocks are computed, e.g. ``"cuda"``; default: where the model is. A model on the CPU stays there but for
         one block at a time, activations too but for one micro-batch; with a model on a GPU the hidden states of all
-        calibration tokens are there too. Memory that runs out halves the micro-batch.
+        calibration tokens are there too, and torch.OutOfMemoryError is raised where they do not fit: then let the model
+        stay on the CPU. Memory that runs out inside a block halves the micro-batch.
     folder
         Every block that is done is kept there, and the same call after a crash goes on from the last one.
 

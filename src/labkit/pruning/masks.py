@@ -78,7 +78,8 @@ def _drop_lowest(scores: Tensor, count: int) -> Tensor:
 def _lowest(scores: Tensor, count: int) -> Tensor:
     """(groups, size) -> (groups, 1): in each group the ``count``-th lowest.
 
-    A GPU sorts 16.8 million scores in 0.8 ms and selects one of them in 119 (an H200, torch 2.11).
+    A GPU sorts one group of 16.8 million scores in 0.8 ms and selects in 119; of 2048 groups of 8192 it sorts in 1.3 ms
+    and selects in 0.5 (an H200, torch 2.11): sorting is never slow.
     """
     if scores.device.type == "cpu":  # NumPy selects several times faster than torch.kthvalue
         return torch.from_numpy(np.partition(scores.detach().numpy(), count - 1, axis=1)[:, count - 1, None])
