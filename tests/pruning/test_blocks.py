@@ -118,3 +118,18 @@ def test_sparsity_is_the_share_of_zeros_in_the_matrices():
     for linear in blocks.matrices(model).values():
         linear.weight.data[: len(linear.weight) // 4] = 0
     assert blocks.sparsity(model) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", blocks.DTYPES)
+def test_finite_is_what_isfinite_says(dtype, bad):
+    values = torch.randn(3, 70, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert blocks.finite(values)
+    values[1, 65] = bad
+    assert not blocks.finite(values)
+
+
+@pytest.mark.parametrize(("length", "sequences"), [(1, 2048), (100, 20), (2048, 1), (5000, 1)])
+def test_a_micro_batch_on_a_cpu_is_2048_tokens_or_one_sequence(length, sequences):
+    assert blocks.micro_batch(length, torch.device("cpu")) == sequences
+    assert [len(part) for part in blocks.micro_batches(torch.zeros(2 * sequences, length))] == [sequences] * 2

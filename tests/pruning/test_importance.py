@@ -16,7 +16,7 @@ TOKENS = torch.randint(168, (5, 8), generator=torch.Generator().manual_seed(0))
 
 
 def test_block_influence_agrees_with_a_loop_over_tokens(monkeypatch):
-    monkeypatch.setattr(blocks, "MICRO_BATCH_TOKENS", 2 * 8)
+    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cpu", 2 * 8)
     model = Rung(32, 3).build().eval()
     inputs, outputs = {}, {}
     for i, block in enumerate(model.model.layers):
@@ -67,7 +67,7 @@ def mean_loss(model, tokens: torch.Tensor) -> float:
 
 
 def test_loss_is_that_of_the_model_without_the_block(decoder, tokens, monkeypatch):
-    monkeypatch.setattr(blocks, "MICRO_BATCH_TOKENS", 3 * 24)
+    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cpu", 3 * 24)
     dense, expected = mean_loss(decoder, tokens), []
     for i in range(2):
         short = copy.deepcopy(decoder)

@@ -112,6 +112,8 @@ def test_only_zeros_are_new_and_the_model_given_stays(criterion, seed, asked, dt
         if criterion != "sparsegpt" or name not in inside:
             stays = tensor != 0 if name in inside else torch.ones_like(tensor, dtype=torch.bool)
             assert torch.equal(tensor[stays], was[stays])
+        if name in inside:
+            assert not torch.signbit(tensor[tensor == 0]).any()  # a pruned weight is 0, not −0
 
 
 def renamed(given: LlamaForCausalLM, order: list[int], of: str) -> LlamaForCausalLM:

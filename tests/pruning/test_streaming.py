@@ -21,7 +21,7 @@ TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """6 sequences of 12 are a part of 4 and a rest of 2; 8 of 24 are parts of 2."""
-    monkeypatch.setattr(blocks, "MICRO_BATCH_TOKENS", 4 * 12)
+    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cpu", 4 * 12)
 
 
 def inputs_in_a_plain_pass(model, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -152,6 +152,39 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_changes_nothing_else(k
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_embeddings_that_run_out_of_memory_halve_the_micro_batch_too():
+    model = Rung(32, 2).build().eval()
+    expected = walked(model, TOKENS)
+
+    def check(module: nn.Module, args: tuple) -> None:
+        if len(args[0]) > 1 and args[0].shape[1] == TOKENS.shape[1]:
+            raise torch.OutOfMemoryError("simulated")
+
+    model.get_input_embeddings().register_forward_pre_hook(check)
+    with pytest.warns(UserWarning, match="out of memory in the embeddings: on with 1 calibration sequences at a time"):
+        found = walked(model, TOKENS)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_that_runs_out_first_sends_hidden_states_elsewhere_to_the_cpu():
+    model = Rung(32, 2).build().eval()
+    expected = walked(model, TOKENS)["model.layers.0.mlp.down_proj"]
+    stream = streaming._Stream(model, TOKENS, None)
+    stream.home = torch.device("cuda")  # as it would be
+    fails = iter([True])
+
+    def check(*_: object) -> None:
+        if next(fails, False):
+            raise torch.OutOfMemoryError("simulated")
+
+    model.model.layers[0].mlp.register_forward_pre_hook(check)
+    with torch.no_grad(), pytest.warns(UserWarning, match="memory in model.layers.0: activations wait on the CPU"):
+        found = stream.gather(0, "model.layers.0", Norms, advance=False)
+    assert (stream.home.type, stream.size) == ("cpu", 4)
+    torch.testing.assert_close(found["model.layers.0.mlp.down_proj"].value(), expected)
+
+
 def test_one_sequence_that_does_not_fit_is_an_error():
     model = Rung(32, 2).build().eval()
     fails_above(model, rows=0)
@@ -233,7 +266,7 @@ def test_rows_that_do_not_compete_may_be_scored_some_at_a_time(monkeypatch, opti
     whole = prune(model, "wanda", calibration=TOKENS, **options).state_dict()
     scored = []
     keep = masks.Keep.__call__
-    monkeypatch.setattr(engine, "SCORES", 3 * 64)
+    monkeypatch.setitem(engine.SCORES, "cpu", 3 * 64)
     monkeypatch.setattr(masks.Keep, "__call__", lambda self, scores: scored.append(scores.numel()) or keep(self, scores))
     parts = prune(model, "wanda", calibration=TOKENS, **options).state_dict()
     assert max(scored) <= 3 * 64

@@ -41,7 +41,7 @@ def seen(model, names: list[str], tokens: torch.Tensor, output: bool = False) ->
 
 @pytest.fixture
 def scores(decoder, tokens, monkeypatch):
-    monkeypatch.setattr(blocks, "MICRO_BATCH_TOKENS", 3 * TIME)  # 8 sequences: 3, 3 and 2
+    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cpu", 3 * TIME)  # 8 sequences: 3, 3 and 2
     return units.activation(decoder, tokens, torch.Generator())
 
 

@@ -77,9 +77,8 @@ def prune(
         For ``"random"``.
     device
         Where blocks are computed, e.g. ``"cuda"``; default: where the model is. A model on the CPU stays there but for
-        one block at a time, activations too but for one micro-batch; with a model on a GPU the hidden states of all
-        calibration tokens are there too, and torch.OutOfMemoryError is raised where they do not fit: then let the model
-        stay on the CPU. Memory that runs out inside a block halves the micro-batch.
+        one block at a time, and activations but for one micro-batch. With a model on a GPU activations are there too,
+        until they do not fit. Memory that runs out then halves the micro-batch. Both are warned of.
     folder
         Every block that is done is kept there, and the same call after a crash goes on from the last one.
 

@@ -25,8 +25,8 @@ from labkit.pruning.criteria import CALIBRATED, CRITERIA
 from labkit.pruning.masks import Keep
 from labkit.pruning.moments import Hessian, Norms, Statistic
 
-SCORES = 2**22
-"""Scores held at once where rows do not compete: 16 MiB, and sorting takes as much again."""
+SCORES = {"cpu": 2**18, "cuda": 2**22}
+"""Scores held at once where rows do not compete, by type of device: 1 MiB stays in the caches of a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Method:
     ----------
     statistic: what it must know of the inputs of a matrix, or None.
     group: within what unstructured weights compete if nothing else is asked for.
-    prune: (matrix, statistic, keep, generator) -> weights (outputs, inputs), pruned.
+    prune: (matrix, statistic, keep, generator), prunes the matrix in place.
     """
 
     statistic: type[Statistic] | None
     group: str
-    prune: Callable[[Matrix, Statistic | None, Keep, torch.Generator], Tensor]
+    prune: Callable[[Matrix, Statistic | None, Keep, torch.Generator], None]
 
 
 def methods() -> dict[str, Method]:
@@ -62,37 +62,37 @@ def methods() -> dict[str, Method]:
     return {**by_score, "sparsegpt": Method(Hessian, "layer", _by_sparsegpt)}
 
 
-def _by_score(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def prune(matrix: Matrix, statistic: Statistic | None, keep: Keep, generator: torch.Generator) -> Tensor:
+def _by_score(score: Callable[..., Tensor]) -> Callable[..., None]:
+    def prune(matrix: Matrix, statistic: Statistic | None, keep: Keep, generator: torch.Generator) -> None:
         norms = None if statistic is None else statistic.value()
-
-        def left(weight: Tensor) -> Tensor:
-            scores = score(weight, norms, generator).float()
-            if not torch.isfinite(scores).all():
-                remedy = "Check the weights, and use bfloat16 or float32 if they are float16."
-                raise LabkitError("weights and their scores are finite", f"NaN or infinity in {matrix.name}", remedy)
-            # Zeros go first, whatever the criterion: of a sparse model they count towards what is asked for.
-            return weight.masked_fill(~keep(scores.masked_fill_(weight == 0, -torch.inf)), 0)
-
+        weight = matrix.weight
         # Scores of labkit look at one output at a time; those that users add may look at the whole matrix.
         parts = keep.by_row and score in CRITERIA
-        rows = max(1, SCORES // matrix.weight.shape[1]) if parts else len(matrix.weight)
-        return torch.cat([left(part) for part in matrix.weight.split(rows)])
+        size = SCORES.get(weight.device.type, SCORES["cpu"])
+        for part in weight.split(max(1, size // weight.shape[1]) if parts else len(weight)):
+            scores = score(part, norms, generator).float()
+            _check_finite(scores, matrix.name)
+            # Zeros go first, whatever the criterion: of a sparse model they count towards what is asked for.
+            stays = keep(scores.masked_fill_(part == 0, -torch.inf))
+            part.mul_(stays).add_(0)  # five times as fast as filling; 0 is added as 0 · −1 is −0
 
     return prune
 
 
-def _by_sparsegpt(matrix: Matrix, statistic: Hessian, keep: Keep, generator: torch.Generator) -> Tensor:
-    if not torch.isfinite(matrix.weight).all():
+def _check_finite(values: Tensor, name: str) -> None:
+    if not blocks.finite(values):
         remedy = "Check the weights, and use bfloat16 or float32 if they are float16."
-        raise LabkitError("weights and their scores are finite", f"NaN or infinity in {matrix.name}", remedy)
+        raise LabkitError("weights and their scores are finite", f"NaN or infinity in {name}", remedy)
+
+
+def _by_sparsegpt(matrix: Matrix, statistic: Hessian, keep: Keep, generator: torch.Generator) -> None:
+    _check_finite(matrix.weight, matrix.name)
     if statistic.factor is None:  # matrices of one input share it
         hessian = statistic.take()
         statistic.dead = hessian.diagonal() == 0
         statistic.factor = sparsegpt.inverse_factor(hessian, matrix.name)
-    return sparsegpt.prune_columns(
-        matrix.weight, statistic.factor, statistic.dead, keep, keep.pattern and keep.pattern[1]
-    )
+    m = keep.pattern and keep.pattern[1]
+    matrix.weight.copy_(sparsegpt.prune_columns(matrix.weight, statistic.factor, statistic.dead, keep, m))
 
 
 def check_plain(model: PreTrainedModel) -> None:
@@ -139,9 +139,9 @@ def prune_blocks(
                 seen = statistics.get(name)
                 if isinstance(seen, Hessian) and seen.rows < matrix.weight.shape[1]:
                     short[name] = seen.rows
-                before = matrix.weight.any(1)
-                matrix.weight.copy_(method.prune(matrix, seen, keeps[name], generator))
-                if empty := int((before & ~matrix.weight.any(1)).sum()):
+                before = _empty_rows(matrix.weight)
+                method.prune(matrix, seen, keeps[name], generator)
+                if empty := _empty_rows(matrix.weight) - before:
                     emptied[name] = empty
             statistics.clear()  # their memory is needed for running the block again
             if progress:
@@ -155,6 +155,10 @@ def prune_blocks(
         name, rows = next(iter(emptied.items()))
         message = f"{rows} outputs of {name} have lost all their weights ({_others(emptied)})"
         warnings.warn(f"{message}; group='row' keeps some of each", stacklevel=3)
+
+
+def _empty_rows(weight: Tensor) -> int:
+    return int((weight.abs().amax(1) == 0).sum())
 
 
 def _others(named: Mapping[str, int]) -> str:

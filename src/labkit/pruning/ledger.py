@@ -31,7 +31,7 @@ def record_masks(model: PreTrainedModel) -> None:
     recorded = {}
     for name, weight in _weights(model).items():
         zero = weight == 0
-        if zeros := int(zero.sum()):
+        if zeros := int(zero.count_nonzero()):
             recorded[name] = {"sparsity": zeros / zero.numel(), "shape": [*zero.shape], "sha256": _hash(zero)}
     if recorded:
         setattr(model.config, FIELD, recorded)

@@ -90,17 +90,18 @@ def prune_columns(
         end = min(start + block, inputs)
         within = factor[start:end, start:end]
         part = weight[:, start:end].T.contiguous()  # (columns, outputs): the weights of a column lie side by side
-        errors, divisors = torch.empty_like(part), torch.empty_like(part)
+        errors, divisors, kept = torch.empty_like(part), torch.empty_like(part), torch.empty_like(part, dtype=torch.bool)
         for i, (column, divisor, error) in enumerate(zip(part, divisors, errors, strict=True)):
             if i % (m or block) == 0:
                 here = slice(i, min(i + (m or block), end - start))
                 now = slice(start + here.start, start + here.stop)
                 scores = part[here].T.square().div_(scale[now].square()).masked_fill_(zero[:, now], -torch.inf)
                 stays = keep(scores) & ~zero[:, now]
+                kept[here] = stays.T
                 divisors[here] = torch.where(stays, torch.inf, scale[now]).T  # what stays makes no error
             torch.div(column, divisor, out=error)
             part[i:].addr_(within[i, i:], error, alpha=-1)
-        part.masked_fill_(divisors.isfinite(), 0)  # rounding leaves 1e-9 where the update should have ended at 0
+        part.mul_(kept).add_(0)  # rounding leaves 1e-9 where the update should have ended at 0; 0 · −1 is −0
         weight[:, start:end] = part.T
         weight[:, end:].addmm_(errors.T, factor[start:end, end:], alpha=-1)
     return weight

@@ -1,9 +1,9 @@
 """Walking over the decoder blocks with calibration tokens: one block and one micro-batch on the device at a time.
 
-The hidden states of all sequences wait where the model is. A block is brought to the device, the statistics of its
-matrices' inputs are gathered from one micro-batch after another, the caller prunes it, and it is run again with what
-the pruned weights give for the next block. The device memory that a model on the CPU takes is one block, its
-statistics, and what one micro-batch takes.
+The hidden states of all sequences wait where the model is, or on the CPU if they do not fit there. A block is brought
+to the device, the statistics of its matrices' inputs are gathered from one micro-batch after another, the caller prunes
+it, and it is run again with what the pruned weights give for the next block. The device memory that a model on the CPU
+takes is one block, its statistics, and what one micro-batch takes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def walk(
     ``changes=False`` it is not, and the next sees the dense block. For the numbers in ``skip`` nothing is gathered and
     an empty dict is yielded, and so for all blocks if ``statistic`` is None, where ``tokens`` are not looked at.
 
-    Memory that runs out halves the micro-batch, with a warning. Raises LabkitError if one sequence is still too much,
+    Memory that runs out sends the hidden states to the CPU, if they are elsewhere, or else halves the micro-batch, with a
+    warning. Raises LabkitError if one sequence is still too much,
     if inputs or outputs of a block are not finite, or if no token reaches a matrix. The model must be in eval mode.
     """
     prefix, layers = blocks.decoder_blocks(model)
@@ -65,26 +66,36 @@ class _Stream:
     def __init__(self, model: PreTrainedModel, tokens: Tensor, device: torch.device | str | None) -> None:
         self.model, self.tokens, self.layers = model, tokens, blocks.decoder_blocks(model)[1]
         self.device = torch.device(device) if device is not None else next(self.layers.parameters()).device
-        self.size = min(len(tokens), max(1, blocks.MICRO_BATCH_TOKENS // tokens.shape[1]))
+        self.size = min(len(tokens), blocks.micro_batch(tokens.shape[1], self.device))
         self.returns = _returns(model, self.layers, tokens[:1, :8])
         self.calls: dict[int, list[Call]] = {}  # sequences in a micro-batch -> each block's
         self.once: set[frozenset[str]] = set()  # the insides of blocks that call each of their matrices once
-        hidden = []
-        for batch in tokens.split(self.size):
-            first, calls = _calls(model, self.layers, batch, self.returns)
-            hidden.append(first)
-            known = self.calls.setdefault(len(batch), _to(calls, self.device, {}))
-            if len(hidden) == 2 and not _same(known, _to(calls, self.device, {})):
-                raise LabkitError(
-                    "blocks are called with the same masks and positions whatever the tokens are",
-                    type(model).__name__,
-                    "Use an architecture whose blocks depend on the tokens through the hidden states alone.",
-                )
-        self.hidden = torch.cat(hidden)  # (sequences, time, width), where the model is
-        self.pinned = self.device.type == "cuda" and self.hidden.device.type == "cpu"
-        if self.pinned:  # then the GPU copies by itself, and several times as fast
-            self.hidden = self.hidden.pin_memory()
         self.extremes: list[Tensor] = []  # lowest and highest of each part of a block's outputs, NaN if there is one
+        self.home = model.device
+        self.hidden = torch.empty(0)  # (sequences, time, width), there
+        self._in_parts(self._embed, "the embeddings")
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the hidden states wait in memory that the GPU copies by itself, and several times as fast."""
+        return self.device.type == "cuda" and self.home.type == "cpu"
+
+    def _embed(self, part: slice) -> None:
+        """Keep what some of the sequences are before the first block, and how the model calls its blocks with them."""
+        size = part.stop - part.start
+        hidden, calls = _calls(self.model, self.layers, self.tokens[part], self.returns)
+        if not part.start:
+            shape = (len(self.tokens), *hidden.shape[1:])
+            self.hidden = torch.empty(shape, dtype=hidden.dtype, device=self.home, pin_memory=self.pinned)
+        self.hidden[part].copy_(hidden, non_blocking=self.pinned)
+        if size not in self.calls:
+            self.calls[size] = _to(calls, self.device, {})
+        elif part.start == size and not _same(self.calls[size], _to(calls, self.device, {})):
+            raise LabkitError(
+                "blocks are called with the same masks and positions whatever the tokens are",
+                type(self.model).__name__,
+                "Use an architecture whose blocks depend on the tokens through the hidden states alone.",
+            )
 
     def gather(self, number: int, name: str, kind: type[Statistic], advance: bool) -> dict[str, Statistic]:
         """Statistics of the inputs of a block's matrices; with ``advance`` its outputs are kept as well."""
@@ -155,14 +166,26 @@ class _Stream:
     def _in_parts(self, step: Callable[[slice], None], name: str) -> None:
         """Take the step for all sequences, as many at a time as fit."""
         start = 0
-        while start < len(self.hidden):
-            part = slice(start, min(start + self.size, len(self.hidden)))
+        while start < len(self.tokens):
+            part = slice(start, min(start + self.size, len(self.tokens)))
             try:
                 step(part)
             except torch.OutOfMemoryError:
-                self._halve(part.stop - part.start, name)
+                if self.home.type == "cpu":
+                    self._halve(part.stop - part.start, name)
+                else:
+                    self._unload(name)
             else:
                 start = part.stop
+
+    def _unload(self, name: str) -> None:
+        """Let the hidden states wait on the CPU from here on."""
+        self.home = torch.device("cpu")
+        self.hidden = self.hidden.cpu()
+        if self.pinned:
+            self.hidden = self.hidden.pin_memory()
+            torch.cuda.empty_cache()
+        warnings.warn(f"out of memory in {name}: activations wait on the CPU from here on", stacklevel=2)
 
     def _halve(self, size: int, name: str) -> None:
         if size == 1:
