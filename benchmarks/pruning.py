@@ -10,7 +10,8 @@ The peak of memory is what it grows by from model and tokens being there until t
 on a GPU of allocated memory, else of resident memory, in a process for each, which has no earlier peaks.
 
 Wanda cannot be as fast as a plain pass: every block runs twice, dense for the norms (all but its last matrix) and
-pruned for the next block (but for the last block). What this takes alone is timed too (``passes``).
+pruned for the next block (but for the last block). What this takes alone is timed too (``passes``), and the operations
+in products of matrices, attention's included, are counted: a bound where these are what takes the time.
 On a GPU also: the same with the model on the CPU and one block at a time on the GPU (``lent``), and the measured
 speed-up of 2:4 by PyTorch's semi-structured tensors beside dense, in the matrices of one real block (of the size of
 Llama 3 8B) and in the block as a whole, for 1 to 512 tokens at a time: as Python calls them, and as a CUDA graph,
@@ -44,6 +45,7 @@ from torch.sparse import (
     to_sparse_semi_structured,
 )
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from labkit.pruning import blocks, prune, streaming
@@ -254,6 +256,17 @@ def measure_times(asked: argparse.Namespace) -> dict[str, list[float]]:
     return {name: [min(times[name] for times, _ in rounds), rounds[0][1][name]] for name in names}
 
 
+def count_products(asked: argparse.Namespace) -> dict[str, int]:
+    """Name -> floating-point operations in products of matrices for one sequence, of all whose work is the passes."""
+    names = [name for name in available() if "sparsegpt" not in name]
+    run, counts = prepared(asked, names), {}
+    for name in names:
+        with FlopCounterMode(display=False) as counter:
+            run(name)
+        counts[name] = counter.get_total_flops()
+    return counts
+
+
 WORK: dict[str, Callable[[PreTrainedModel, Tensor], object]] = {
     "plain": lambda model, tokens: plain(model, tokens.to(model.device)),
     "passes": passes,
@@ -297,9 +310,12 @@ def compare(asked: argparse.Namespace) -> None:
     measured = json.loads(child("--times"))
     times = {name: spent for name, (spent, _) in measured.items()}
     memory = {name: most if cuda else float(child("--memory", name)) for name, (_, most) in measured.items()}
+    products = json.loads(child("--products", "--sequences", "1"))
     for name, spent in times.items():
-        plain_passes = spent / times["plain"]
-        print(f"{name}: {spent:.2f} {unit}, x{plain_passes:.2f} of a plain pass; peak +{memory[name]:.0f} MiB")
+        plain_passes = f"x{spent / times['plain']:.2f} of a plain pass"
+        if name in products:
+            plain_passes += f" (products x{products[name] / products['plain']:.2f})"
+        print(f"{name}: {spent:.2f} {unit}, {plain_passes}; peak +{memory[name]:.0f} MiB")
     peers = [name for name in times if name.startswith("llmcompressor")]
     for other in peers:
         if (ours := other.removeprefix("llmcompressor ")) not in times:
@@ -325,12 +341,14 @@ def main() -> None:
     parser.add_argument("--commit", help="what its rows say, e.g. $(git rev-parse HEAD)")
     parser.add_argument("--memory", choices=WORK, metavar="NAME", help="print the MiB that this takes, and no more")
     parser.add_argument("--times", action="store_true", help="print the seconds of all as JSON, and no more")
+    parser.add_argument("--products", action="store_true", help="print the operations in products, and no more")
     asked = parser.parse_args()
     if asked.out and asked.out.exists():
         parser.error(f"--out names a new file; got {asked.out}, which is there")
     warnings.simplefilter("ignore")
-    if asked.memory or asked.times:
-        print(measure_memory(asked) if asked.memory else json.dumps(measure_times(asked)))
+    if asked.memory or asked.times or asked.products:
+        measure = measure_times if asked.times else count_products
+        print(measure_memory(asked) if asked.memory else json.dumps(measure(asked)))
         return
     if asked.only != "2:4":
         compare(asked)
