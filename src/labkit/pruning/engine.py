@@ -86,7 +86,6 @@ def _check_finite(values: Tensor, name: str) -> None:
 
 
 def _by_sparsegpt(matrix: Matrix, statistic: Hessian, keep: Keep, generator: torch.Generator) -> None:
-    _check_finite(matrix.weight, matrix.name)
     if statistic.factor is None:  # matrices of one input share it
         hessian = statistic.take()
         statistic.dead = hessian.diagonal() == 0
@@ -139,6 +138,7 @@ def prune_blocks(
                 seen = statistics.get(name)
                 if isinstance(seen, Hessian) and seen.rows < matrix.weight.shape[1]:
                     short[name] = seen.rows
+                _check_finite(matrix.weight, name)
                 before = _empty_rows(matrix.weight)
                 method.prune(matrix, seen, keeps[name], generator)
                 if empty := _empty_rows(matrix.weight) - before:

@@ -68,7 +68,8 @@ def _drop_lowest(scores: Tensor, count: int) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     threshold = _lowest(scores, count)
     keep = scores > threshold
-    short = scores.shape[1] - count - keep.sum(1, keepdim=True, dtype=torch.int32)  # how many of the equals stay, the last ones
+    kept = keep.sum(1, keepdim=True, dtype=torch.int32)
+    short = scores.shape[1] - count - kept  # how many of the equals stay, the last ones
     if not short.any():
         return keep
     equal = scores == threshold

@@ -90,7 +90,8 @@ def prune_columns(
         end = min(start + block, inputs)
         within = factor[start:end, start:end]
         part = weight[:, start:end].T.contiguous()  # (columns, outputs): the weights of a column lie side by side
-        errors, divisors, kept = torch.empty_like(part), torch.empty_like(part), torch.empty_like(part, dtype=torch.bool)
+        errors, divisors = torch.empty_like(part), torch.empty_like(part)
+        kept = torch.empty_like(part, dtype=torch.bool)
         for i, (column, divisor, error) in enumerate(zip(part, divisors, errors, strict=True)):
             if i % (m or block) == 0:
                 here = slice(i, min(i + (m or block), end - start))
