@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +21,8 @@ from transformers import PreTrainedModel
 from labkit.errors import LabkitError
 from labkit.pruning import blocks
 from labkit.pruning.blocks import Matrix
+from labkit.pruning.calls import Call, Inputs, calls_of, returned
 from labkit.pruning.moments import Norms, Statistic
-
-Call = tuple[tuple, dict[str, Any]]
-"""What a block is called with, but for the hidden states: (args, kwargs)."""
 
 
 @torch.no_grad()
@@ -67,9 +66,9 @@ class _Stream:
         self.model, self.tokens, self.layers = model, tokens, blocks.decoder_blocks(model)[1]
         self.device = torch.device(device) if device is not None else next(self.layers.parameters()).device
         self.size = min(len(tokens), blocks.micro_batch(tokens.shape[1], self.device))
-        self.returns = _returns(model, self.layers, tokens[:1, :8])
+        self.returns = returned(model, self.layers, tokens[:1, :8])
         self.calls: dict[int, list[Call]] = {}  # sequences in a micro-batch -> each block's
-        self.once: set[frozenset[str]] = set()  # the insides of blocks that call each of their matrices once
+        self.known: dict[tuple[str, ...], tuple[list[int], bool]] = {}  # the inside of a block -> `_sharing`
         self.extremes: list[Tensor] = []  # lowest and highest of each part of a block's outputs, NaN if there is one
         self.home = model.device
         self.hidden = torch.empty(0)  # (sequences, time, width), there
@@ -83,7 +82,7 @@ class _Stream:
     def _embed(self, part: slice) -> None:
         """Keep what some of the sequences are before the first block, and how the model calls its blocks with them."""
         size = part.stop - part.start
-        hidden, calls = _calls(self.model, self.layers, self.tokens[part], self.returns)
+        hidden, calls = calls_of(self.model, self.layers, self.tokens[part], self.returns)
         if not part.start:
             shape = (len(self.tokens), *hidden.shape[1:])
             self.hidden = torch.empty(shape, dtype=hidden.dtype, device=self.home, pin_memory=self.pinned)
@@ -100,31 +99,33 @@ class _Stream:
     def gather(self, number: int, name: str, kind: type[Statistic], advance: bool) -> dict[str, Statistic]:
         """Statistics of the inputs of a block's matrices; with ``advance`` its outputs are kept as well."""
         found = blocks.block_matrices(name, self.layers[number])
-        inside = frozenset(key.removeprefix(name) for key in found)
-        gathered: dict[str, Statistic] = {}
+        keys = list(found)
+        first, once = self._sharing(number, name, found)
+        counting = {keys[i]: kind() for i in sorted({*first})}
+        gathered = {key: counting[keys[i]] for key, i in zip(keys, first, strict=True)}
+        until: dict[tuple[str, int], int] = {}  # (matrix, how many calls before) -> sequences whose rows are counted
 
         def step(part: slice) -> None:
+            calls: Counter[str] = Counter()
+
+            def count(key: str, rows: Tensor) -> None:
+                call = key, calls[key]
+                calls[key] += 1
+                # A forward pass that ran out of memory is made again, in halves, but its rows are not counted again.
+                if key in counting and until.get(call, 0) <= part.start:
+                    self._add(counting[key], rows.flatten(0, -2), key)
+                    until[call] = part.stop
+
             output = None
-            # What follows the input of the last matrix is not needed; which is the last, only a whole run can tell.
-            with _Inputs(found.values(), stop=inside in self.once and not advance) as inputs:
+            with Inputs(found.values(), count, stop=once and not advance):  # nothing is needed after the last input
                 output = self._run(number, part)
-            if all(len(calls) == 1 for calls in inputs.of.values()):
-                self.once.add(inside)
-            new = [key for key in inputs.of if key not in gathered]
-            for key in new:  # the same tensors given to several matrices are counted once
-                twin = next(k for k in new if _alike(inputs.of[k], inputs.of[key]))
-                gathered[key] = gathered[twin] if twin in gathered else kind()
-            owners = {id(statistic): key for key, statistic in reversed(gathered.items()) if key in inputs.of}
-            for key in owners.values():
-                for rows in inputs.of[key]:
-                    self._add(gathered[key], rows.flatten(0, -2), key)
             if output is not None and advance:
                 self._put(part, output)
 
         self._in_parts(step, name)
         if advance:
             self._check_finite(name)
-        if unseen := [key for key in found if key not in gathered or not gathered[key].rows]:
+        if unseen := [key for key, statistic in gathered.items() if not statistic.rows]:
             rule = "every matrix takes part in the forward pass of the calibration tokens"
             raise LabkitError(rule, ", ".join(unseen), "Give more calibration sequences.")
         for key, statistic in gathered.items():
@@ -134,7 +135,26 @@ class _Stream:
                     f"NaN or infinity at the inputs of {key}",
                     "Check the weights, and use bfloat16 or float32 if they are float16.",
                 )
-        return {key: gathered[key] for key in found}
+        return gathered
+
+    def _sharing(self, number: int, name: str, found: Mapping[str, Matrix]) -> tuple[list[int], bool]:
+        """For each matrix the number of the first that is given the same tensors, whose rows are counted for both; and
+        whether each is called once. One sequence tells, for all blocks with the same inside.
+        """
+        inside = tuple(key.removeprefix(name) for key in found)
+        if inside not in self.known:
+            given: dict[str, list[Tensor]] = {}
+
+            def note(part: slice) -> None:
+                given.update({key: [] for key in found})
+                with Inputs(found.values(), lambda key, rows: given[key].append(rows)):
+                    self._run(number, part)
+
+            self._in_parts(note, name, sequences=1)
+            of = list(given.values())
+            first = [next(i for i, other in enumerate(of) if _alike(other, calls)) for calls in of]
+            self.known[inside] = first, all(len(calls) == 1 for calls in of)
+        return self.known[inside]
 
     def advance(self, number: int, name: str) -> None:
         """Put the outputs of a block in the place of its inputs."""
@@ -146,7 +166,7 @@ class _Stream:
         """Output (batch, time, width) of a block for some of the sequences."""
         size = part.stop - part.start
         if size not in self.calls:
-            calls = _calls(self.model, self.layers, self.tokens[part], self.returns)[1]
+            calls = calls_of(self.model, self.layers, self.tokens[part], self.returns)[1]
             self.calls[size] = _to(calls, self.device, {})
         args, kwargs = self.calls[size][number]
         hidden = self.hidden[part].to(self.device, non_blocking=self.pinned)
@@ -163,11 +183,11 @@ class _Stream:
         blocks.check_finite(torch.stack(self.extremes), name)
         self.extremes.clear()
 
-    def _in_parts(self, step: Callable[[slice], None], name: str) -> None:
-        """Take the step for all sequences, as many at a time as fit."""
-        start = 0
-        while start < len(self.tokens):
-            part = slice(start, min(start + self.size, len(self.tokens)))
+    def _in_parts(self, step: Callable[[slice], None], name: str, sequences: int | None = None) -> None:
+        """Take the step for all sequences, or the first ``sequences``, as many at a time as fit."""
+        start, end = 0, sequences or len(self.tokens)
+        while start < end:
+            part = slice(start, min(start + self.size, end))
             try:
                 step(part)
             except torch.OutOfMemoryError:
@@ -214,95 +234,8 @@ class _Stream:
             self._add(statistic, half, name)
 
 
-class _Reached(Exception):
-    """Leaves a forward pass that has gone far enough."""
-
-
-class _Inputs:
-    """Notes the inputs of matrices, name -> one tensor (..., inputs) a call; may leave after the last one's."""
-
-    def __init__(self, found: Collection[Matrix], stop: bool) -> None:
-        self.of: dict[str, list[Tensor]] = {}
-        self.stop, self.handles = stop, []
-        self.matrices: dict[nn.Module, list[Matrix]] = {}
-        for matrix in found:
-            self.matrices.setdefault(matrix.module, []).append(matrix)
-        self.waiting = set(self.matrices)
-
-    def __enter__(self) -> _Inputs:
-        self.handles = [m.register_forward_pre_hook(self._note, with_kwargs=True) for m in self.matrices]
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        for handle in self.handles:
-            handle.remove()
-        return kind is _Reached
-
-    def _note(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        given = (*args, *kwargs.values())
-        inputs = _expert_inputs(module, *given[:2]) if blocks.is_fused(module) else given[:1]
-        for matrix, rows in zip(self.matrices[module], inputs, strict=True):
-            self.of.setdefault(matrix.name, []).append(rows)
-        self.waiting.discard(module)
-        if self.stop and not self.waiting:
-            raise _Reached
-
-
-def _expert_inputs(experts: nn.Module, hidden: Tensor, chosen: Tensor) -> list[Tensor]:
-    """What each expert's two matrices are given: the tokens (tokens, width) routed to it by ``chosen`` (tokens, k)."""
-    routed = [hidden[(chosen == e).any(-1)] for e in range(len(experts.down_proj))]
-    into = zip(routed, experts.gate_up_proj, strict=True)
-    return [*routed, *(experts._apply_gate(nn.functional.linear(rows, weight)) for rows, weight in into)]
-
-
 def _alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
-
-
-def _returns(model: PreTrainedModel, layers: nn.ModuleList, tokens: Tensor) -> int | None:
-    """How many values a block returns in a tuple, or None if it returns the hidden states themselves."""
-    seen = []
-
-    def note(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-        seen.append(len(output) if isinstance(output, tuple) else None)
-        raise _Reached
-
-    handle = layers[0].register_forward_hook(note)
-    try:
-        with contextlib.suppress(_Reached):
-            model(input_ids=tokens, use_cache=False)
-    finally:
-        handle.remove()
-    return seen[0]
-
-
-def _calls(
-    model: PreTrainedModel, layers: nn.ModuleList, tokens: Tensor, returns: int | None
-) -> tuple[Tensor, list[Call]]:
-    """The hidden states (batch, time, width) before the first block, and what else the model calls each block with.
-
-    No block is computed: each hands on its input, in the form that the model expects of it.
-    """
-    first: list[Tensor] = []
-    calls: list[Call] = []
-
-    def forward(*args: Any, **kwargs: Any) -> Tensor | tuple:
-        hidden = args[0] if args else kwargs.pop("hidden_states")
-        first.append(hidden)
-        calls.append((args[1:], kwargs))
-        if len(calls) == len(layers):
-            raise _Reached
-        return hidden if returns is None else (hidden, *[None] * (returns - 1))
-
-    try:
-        for block in layers:
-            block.forward = forward
-        with contextlib.suppress(_Reached):
-            model(input_ids=tokens, use_cache=False)
-    finally:
-        for block in layers:
-            del block.forward
-    return first[0], calls
 
 
 def move(block: nn.Module, device: torch.device | str) -> None:
