@@ -113,7 +113,7 @@ class _Stream:
                 calls[key] += 1
                 # A forward pass that ran out of memory is made again, in halves, but its rows are not counted again.
                 if key in counting and until.get(call, 0) <= part.start:
-                    self._add(counting[key], rows.flatten(0, -2), key)
+                    counting[key].add(rows.flatten(0, -2))
                     until[call] = part.stop
 
             output = None
@@ -219,19 +219,6 @@ class _Stream:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         warnings.warn(f"out of memory in {name}: on with {self.size} calibration sequences at a time", stacklevel=2)
-
-    def _add(self, statistic: Statistic, rows: Tensor, name: str) -> None:
-        """Add the rows, in halves if they do not fit: the forward pass fitted, and must not be counted twice."""
-        if not len(rows):
-            return
-        try:
-            statistic.add(rows)
-            return
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                self._halve(1, name)
-        for half in rows.chunk(2):
-            self._add(statistic, half, name)
 
 
 def _alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
