@@ -258,7 +258,7 @@ def measure_times(asked: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def count_products(asked: argparse.Namespace) -> dict[str, int]:
-    """Name -> floating-point operations in products of matrices for one sequence, of all whose work is the passes."""
+    """Name -> floating-point operations in products of matrices, of all whose work is the passes."""
     names = [name for name in available() if "sparsegpt" not in name]
     run, counts = prepared(asked, names), {}
     for name in names:
@@ -311,7 +311,7 @@ def compare(asked: argparse.Namespace) -> None:
     measured = json.loads(child("--times"))
     times = {name: spent for name, (spent, _) in measured.items()}
     memory = {name: most if cuda else float(child("--memory", name)) for name, (_, most) in measured.items()}
-    products = json.loads(child("--products", "--sequences", "1"))
+    products = json.loads(child("--products", "--sequences", "8"))
     for name, spent in times.items():
         plain_passes = f"x{spent / times['plain']:.2f} of a plain pass"
         if name in products:
