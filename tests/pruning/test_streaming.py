@@ -97,6 +97,24 @@ def test_matrices_of_one_input_share_its_statistic():
     assert len(set(ids.values())) == 4
 
 
+def test_matrices_that_one_sequence_does_not_reach_share_no_statistic():
+    """Experts in modules of their own; a sequence alone reaches the first only."""
+    model = Rung(32, 1).build().eval()
+    mlp = model.model.layers[0].mlp
+    mlp.experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        for number, expert in enumerate(mlp.experts, start=1):
+            if number == 1 or len(x) > 1:
+                expert(number * x)
+        return mlp.down_proj(mlp.gate_proj(x) * mlp.up_proj(x))
+
+    mlp.forward = forward
+    one, *others = (walked(model, TOKENS)[f"model.layers.0.mlp.experts.{e}"] for e in range(3))
+    for number, norms in enumerate(others, start=2):
+        torch.testing.assert_close(norms, number * one)
+
+
 @pytest.mark.parametrize("rows", [1, 6])
 @pytest.mark.filterwarnings("ignore:out of memory")
 def test_a_matrix_that_is_called_twice_counts_both_calls_once(rows):

@@ -176,7 +176,7 @@ def micro_batches(tokens: Tensor) -> Sequence[Tensor]:
 
 
 def finite(values: Tensor) -> bool:
-    """Whether there is no NaN and no infinity: a NaN is both lowest and highest. Ten times as fast as `isfinite`."""
+    """Whether there is no NaN and no infinity: a NaN is both lowest and highest. No tensor of its size is made."""
     return bool(torch.stack(torch.aminmax(values)).isfinite().all())
 
 

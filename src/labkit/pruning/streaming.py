@@ -152,7 +152,8 @@ class _Stream:
 
             self._in_parts(note, name, sequences=1)
             of = list(given.values())
-            first = [next(i for i, other in enumerate(of) if _alike(other, calls)) for calls in of]
+            # What this sequence does not reach (an expert) shares with nothing.
+            first = [next((j for j in range(i) if calls and _alike(of[j], calls)), i) for i, calls in enumerate(of)]
             self.known[inside] = first, all(len(calls) == 1 for calls in of)
         return self.known[inside]
 
