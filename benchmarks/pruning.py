@@ -347,9 +347,9 @@ def main() -> None:
     if asked.out and asked.out.exists():
         parser.error(f"--out names a new file; got {asked.out}, which is there")
     warnings.simplefilter("ignore")
-    if asked.memory or asked.times or asked.products:
-        measure = measure_times if asked.times else count_products
-        print(measure_memory(asked) if asked.memory else json.dumps(measure(asked)))
+    alone = {measure_memory: asked.memory, measure_times: asked.times, count_products: asked.products}
+    for measure in (measure for measure, wanted in alone.items() if wanted):
+        print(json.dumps(measure(asked)))
         return
     if asked.only != "2:4":
         compare(asked)

@@ -166,7 +166,7 @@ def check_calibration(model: PreTrainedModel, calibration: Tensor | None, purpos
 
 
 def micro_batch(length: int, device: torch.device) -> int:
-    """How many sequences of ``length`` tokens hold about `MICRO_BATCH_TOKENS`, at least one."""
+    """How many sequences of ``length`` tokens hold about `MICRO_BATCH_TOKENS` of the device, at least one."""
     return max(1, MICRO_BATCH_TOKENS.get(device.type, MICRO_BATCH_TOKENS["cpu"]) // length)
 
 

@@ -21,7 +21,11 @@ class Reached(Exception):
 
 
 class Inputs:
-    """Hands on the name and the inputs (..., inputs) of matrices when they are called; may leave at the last one's."""
+    """Inside the with ``take`` is given name and inputs (..., inputs) of each of these matrices when it is called.
+
+    With ``stop`` the forward pass is left, and the with too, once every matrix has been called. Of fused experts each is
+    given the tokens routed to it. The inputs are not kept.
+    """
 
     def __init__(self, found: Collection[Matrix], take: Callable[[str, Tensor], None], stop: bool = False) -> None:
         self.take, self.stop, self.handles = take, stop, []
@@ -57,7 +61,10 @@ def _expert_inputs(experts: nn.Module, hidden: Tensor, chosen: Tensor) -> list[T
 
 
 def returned(model: PreTrainedModel, layers: nn.ModuleList, tokens: Tensor) -> int | None:
-    """How many values a block returns in a tuple, or None if it returns the hidden states themselves."""
+    """How many values a block returns in a tuple, or None if it returns the hidden states themselves.
+
+    ``tokens`` int64 (batch, time), few: the first block is run on them, and nothing after it.
+    """
     seen = []
 
     def note(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
@@ -78,7 +85,8 @@ def calls_of(
 ) -> tuple[Tensor, list[Call]]:
     """The hidden states (batch, time, width) before the first block, and what else the model calls each block with.
 
-    No block is computed: each hands on its input, in the form that the model expects of it.
+    ``tokens`` int64 (batch, time). No block is computed: each hands on its input, in the form that the model expects of
+    it, which is ``returns``, the answer of `returned`.
     """
     first: list[Tensor] = []
     calls: list[Call] = []
