@@ -21,10 +21,10 @@ class Reached(Exception):
 
 
 class Inputs:
-    """Inside the with ``take`` is given name and inputs (..., inputs) of each of these matrices when it is called.
+    """Inside the with ``take`` is given name and inputs (..., inputs) of each of the matrices when it is called.
 
-    With ``stop`` the forward pass is left, and the with too, once every matrix has been called. Of fused experts each is
-    given the tokens routed to it. The inputs are not kept.
+    With ``stop`` the forward pass is left, and the with too, once every matrix has been called. The inputs of a fused
+    expert are the tokens routed to it. Nothing is kept.
     """
 
     def __init__(self, found: Collection[Matrix], take: Callable[[str, Tensor], None], stop: bool = False) -> None:
