@@ -8,12 +8,16 @@ two blocks of width 32, four heads (two key-value heads where the architecture c
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
 import torch
 import transformers
+from gpus import RealGPU, SimulatedGPU
 from transformers import PreTrainedModel
+
+from labkit.pruning import blocks, engine
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -68,6 +72,24 @@ def architecture(request: pytest.FixtureRequest) -> str:
 def decoder(architecture: str) -> PreTrainedModel:
     """A fresh model of the architecture, in eval mode."""
     return copy.deepcopy(_built(architecture))
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("real", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+        "simulated",
+    ]
+)
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealGPU | SimulatedGPU]:
+    """What measures and limits the memory of the device ``"cuda"``: the one that is there, and one that is not."""
+    if request.param == "real":
+        yield RealGPU()
+        return
+    # A CPU does the work: an eighth of the tokens, and of the scores what is as little beside them.
+    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cuda", 1024)
+    monkeypatch.setitem(engine.SCORES, "cuda", 2**16)
+    with SimulatedGPU() as simulated:
+        yield simulated
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -37,10 +39,9 @@ def outlier_weighed(
     training = model.training
     try:
         for statistics in streaming.walk(model.eval(), tokens, device=device, changes=False):
-            scores = [wanda(found[name].weight, s.value(), torch.Generator()) for name, s in statistics.items()]
-            sizes.append(sum(s.numel() for s in scores))
-            limit = m * sum(s.sum(dtype=torch.float64) for s in scores) / sizes[-1]
-            shares.append(float(sum((s > limit).sum() for s in scores)) / sizes[-1])
+            scored = [(found[name].weight, s.value()) for name, s in statistics.items()]
+            sizes.append(sum(weight.numel() for weight, _ in scored))
+            shares.append(_outliers(scored, m) / sizes[-1])
             names.append(list(statistics))
     finally:
         model.train(training)
@@ -51,6 +52,13 @@ def outlier_weighed(
         received = f"{min(budgets):.3f}..{max(budgets):.3f} around {sparsity}"
         raise LabkitError("every block's sparsity lies in [0, 1)", received, "Ask for a smaller width.")
     return {name: budget for inside, budget in zip(names, budgets, strict=True) for name in inside}
+
+
+def _outliers(scored: Sequence[tuple[Tensor, Tensor]], m: float) -> int:
+    """How many scores of a block are more than ``m`` times their mean, of (weight, norms of its inputs) each."""
+    scores = [wanda(weight, norms, torch.Generator()) for weight, norms in scored]
+    limit = m * sum(s.sum(dtype=torch.float64) for s in scores) / sum(s.numel() for s in scores)
+    return int(sum((s > limit).sum() for s in scores))
 
 
 def schedule(sparsity: float, steps: int) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from labkit.errors import LabkitError
 MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 8_192}
 """Calibration tokens in one forward pass, by type of device: what the memory for activations grows with. A GPU needs
 many at a time; of a CPU the activations of few stay in the caches (10 to 20 % less time, measured)."""
+
+MAKE_FINITE = "Check the weights, and use bfloat16 or float32 if they are float16."
+"""What to do about a NaN or an infinity."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -167,7 +170,12 @@ def check_calibration(model: PreTrainedModel, calibration: Tensor | None, purpos
 
 def micro_batch(length: int, device: torch.device) -> int:
     """How many sequences of ``length`` tokens hold about `MICRO_BATCH_TOKENS` of the device, at least one."""
-    return max(1, MICRO_BATCH_TOKENS.get(device.type, MICRO_BATCH_TOKENS["cpu"]) // length)
+    return max(1, of_device(MICRO_BATCH_TOKENS, device) // length)
+
+
+def of_device(sizes: Mapping[str, int], device: torch.device) -> int:
+    """The size for the device's type, or the CPU's for a type that is not named."""
+    return sizes.get(device.type, sizes["cpu"])
 
 
 def micro_batches(tokens: Tensor) -> Sequence[Tensor]:
@@ -186,5 +194,5 @@ def check_finite(hidden: Tensor, block: str) -> None:
         raise LabkitError(
             "calibration activations are finite",
             f"NaN or infinity after block {block}",
-            "Check the weights, and use bfloat16 or float32 if they are float16.",
+            MAKE_FINITE,
         )

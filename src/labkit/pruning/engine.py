@@ -68,7 +68,7 @@ def _by_score(score: Callable[..., Tensor]) -> Callable[..., None]:
         weight = matrix.weight
         # Scores of labkit look at one output at a time; those that users add may look at the whole matrix.
         parts = keep.by_row and score in CRITERIA
-        size = SCORES.get(weight.device.type, SCORES["cpu"])
+        size = blocks.of_device(SCORES, weight.device)
         for part in weight.split(max(1, size // weight.shape[1]) if parts else len(weight)):
             scores = score(part, norms, generator).float()
             _check_finite(scores, matrix.name)
@@ -81,8 +81,7 @@ def _by_score(score: Callable[..., Tensor]) -> Callable[..., None]:
 
 def _check_finite(values: Tensor, name: str) -> None:
     if not blocks.finite(values):
-        remedy = "Check the weights, and use bfloat16 or float32 if they are float16."
-        raise LabkitError("weights and their scores are finite", f"NaN or infinity in {name}", remedy)
+        raise LabkitError("weights and their scores are finite", f"NaN or infinity in {name}", blocks.MAKE_FINITE)
 
 
 def _by_sparsegpt(matrix: Matrix, statistic: Hessian, keep: Keep, generator: torch.Generator) -> None:
@@ -135,15 +134,15 @@ def prune_blocks(
             for name, matrix in matrices.items():
                 if name not in keeps:
                     continue
-                seen = statistics.get(name)
-                if isinstance(seen, Hessian) and seen.rows < matrix.weight.shape[1]:
-                    short[name] = seen.rows
+                if method.statistic is Hessian and statistics[name].rows < matrix.weight.shape[1]:
+                    short[name] = statistics[name].rows
                 _check_finite(matrix.weight, name)
                 before = _empty_rows(matrix.weight)
-                method.prune(matrix, seen, keeps[name], generator)
+                method.prune(matrix, statistics.get(name), keeps[name], generator)
                 if empty := _empty_rows(matrix.weight) - before:
                     emptied[name] = empty
-            statistics.clear()  # their memory is needed for running the block again
+            # Their memory is needed for running the block again, so nothing above may hold on to one.
+            statistics.clear()
             if progress:
                 progress.save(number, matrices, generator)
     if short:

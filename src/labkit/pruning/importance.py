@@ -66,9 +66,7 @@ def loss(model: PreTrainedModel, calibration: Tensor | None, generator: torch.Ge
             logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
             total += nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
         if not math.isfinite(total):
-            rule = "calibration losses are finite"
-            remedy = "Check the weights, and use bfloat16 or float32 if they are float16."
-            raise LabkitError(rule, f"{total} without {without}", remedy)
+            raise LabkitError("calibration losses are finite", f"{total} without {without}", blocks.MAKE_FINITE)
         return total / (tokens.numel() - len(tokens))
 
     def hands_on(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:

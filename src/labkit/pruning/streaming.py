@@ -133,7 +133,7 @@ class _Stream:
                 raise LabkitError(
                     "calibration activations are finite",
                     f"NaN or infinity at the inputs of {key}",
-                    "Check the weights, and use bfloat16 or float32 if they are float16.",
+                    blocks.MAKE_FINITE,
                 )
         return gathered
 
