@@ -6,6 +6,7 @@ All but the last also on a simulated one, so that a machine without sees where t
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 
 import pytest
@@ -14,7 +15,8 @@ from gpus import RealGPU, SimulatedGPU
 from torch.sparse import to_sparse_semi_structured
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from labkit.pruning import CRITERIA, blocks, masks, prune, sparsity
+from labkit.errors import LabkitError
+from labkit.pruning import CRITERIA, blocks, engine, masks, prune, sparsity
 from labkit.pruning.moments import Hessian, Norms
 
 DEVICE = "cuda"
@@ -124,3 +126,32 @@ def test_two_of_four_is_a_pattern_that_the_gpu_multiplies(criterion):
             dense = torch.nn.functional.linear(x, matrix.weight)
             found = torch.nn.functional.linear(x, to_sparse_semi_structured(matrix.weight))
             assert (found - dense).float().norm() < 0.01 * dense.float().norm()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["lent", "there"])
+@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
+def test_any_amount_of_memory_gives_the_same_masks_or_an_error(criterion, there, monkeypatch):
+    """Wherever it runs out: what is counted is counted once, what is moved comes back. Only a simulated GPU is exact."""
+    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cuda", 8 * LENGTH)
+    monkeypatch.setitem(engine.SCORES, "cuda", 2**12)
+    model, device = built(width=64, layers=2), None if there else DEVICE
+    answers = set()
+    with SimulatedGPU() as gpu:
+        model = model.to(DEVICE if there else "cpu")
+        found = []
+        most = gpu.most(lambda: found.append(prune(model, criterion, 0.5, calibration=tokens(40), device=device)))
+        expected, before = found.pop().cpu(), gpu.allocated
+        for share in torch.arange(0.02, 1.0, 0.07).tolist():
+            with warnings.catch_warnings(record=True) as warned, gpu.at_most(int(share * most)):
+                warnings.simplefilter("always")
+                try:
+                    found = prune(model, criterion, 0.5, calibration=tokens(40), device=device).cpu()
+                except LabkitError as error:
+                    assert re.search(r"fit into the device's memory; got 'out of memory in ", str(error))
+                    answers.add("error")
+                else:
+                    assert nearly_the_same_masks(found, expected)
+                    answers |= {str(warning.message).split(": ")[-1] for warning in warned}
+            assert gpu.allocated == before
+    waits = {"activations wait on the CPU from here on"} if there else set()
+    assert answers >= {"error", "on with 4 calibration sequences at a time"} | waits

@@ -88,7 +88,7 @@ def prune(
         Unknown criterion, pattern, group or matrix; sparsity outside [0, 1) or not the pattern's; a matrix whose width
         M does not divide; missing or unfit calibration tokens; activations or weights that are not finite; a Hessian
         that is not positive definite; a quantised model, adapters that are not merged, an unsupported module; a
-        folder of another job; one sequence that does not fit into the device's memory.
+        folder of another job; a block, or one sequence, that does not fit into the device's memory.
     """
     known = engine.methods()
     if criterion not in known:
@@ -117,11 +117,12 @@ def prune(
         tokens = {} if method.statistic is None else {"calibration": calibration}
         hashes = {"weights": engine.fingerprint(model.state_dict()), "calibration": engine.fingerprint(tokens)}
         progress = engine.Progress(folder, {**asked, **hashes})
-    pruned = copy.deepcopy(model).eval()
-    engine.prune_blocks(
-        pruned, method, keeps,
-        calibration=calibration, generator=torch.Generator().manual_seed(seed), device=device, progress=progress,
-    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    with blocks.must_fit("a model, its copy, and a few tokens", type(model).__name__):
+        pruned = copy.deepcopy(model).eval()
+        engine.prune_blocks(
+            pruned, method, keeps, calibration=calibration, generator=generator, device=device, progress=progress
+        )
     ledger.record_masks(pruned)
     record(pruned, "prune", **asked)
     return pruned.train(model.training)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +177,19 @@ def micro_batch(length: int, device: torch.device) -> int:
 def of_device(sizes: Mapping[str, int], device: torch.device) -> int:
     """The size for the device's type, or the CPU's for a type that is not named."""
     return sizes.get(device.type, sizes["cpu"])
+
+
+@contextlib.contextmanager
+def must_fit(what: str, name: str) -> Iterator[None]:
+    """Raise LabkitError if memory runs out inside the with, where nothing can be done about it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise LabkitError(
+            f"{what} fit into the device's memory",
+            f"out of memory in {name}",
+            "Let the model stay on the CPU, prune(..., device='cuda'); if it does, prune it there, device='cpu'.",
+        ) from error
 
 
 def micro_batches(tokens: Tensor) -> Sequence[Tensor]:

@@ -138,7 +138,8 @@ def prune_blocks(
                     short[name] = statistics[name].rows
                 _check_finite(matrix.weight, name)
                 before = _empty_rows(matrix.weight)
-                method.prune(matrix, statistics.get(name), keeps[name], generator)
+                with blocks.must_fit("a block, its statistics and what pruning a matrix takes", name):
+                    method.prune(matrix, statistics.get(name), keeps[name], generator)
                 if empty := _empty_rows(matrix.weight) - before:
                     emptied[name] = empty
             # Their memory is needed for running the block again, so nothing above may hold on to one.

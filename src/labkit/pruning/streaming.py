@@ -50,7 +50,7 @@ def walk(
     stream = None if statistic is None else _Stream(model, tokens, device)
     for number, block in enumerate(layers):
         name, last = f"{prefix}.{number}", number + 1 == len(layers)
-        with _lent(block, device):
+        with _lent(block, name, device):
             if stream is None or number in skip:
                 yield {}
             else:
@@ -232,14 +232,15 @@ def move(block: nn.Module, device: torch.device | str) -> None:
 
 
 @contextlib.contextmanager
-def _lent(block: nn.Module, device: torch.device | str | None) -> Iterator[None]:
+def _lent(block: nn.Module, name: str, device: torch.device | str | None) -> Iterator[None]:
     """The block is on the device inside the with, and where it was afterwards."""
     if device is None:
         yield
         return
     home = next(block.parameters()).device
-    move(block, device)
     try:
+        with blocks.must_fit("the weights of a block", name):
+            move(block, device)
         yield
     finally:
         move(block, home)
