@@ -60,6 +60,8 @@ def shape(width: int, neurons: int, layers: int, vocabulary: int, key_value_head
     )  # fmt: skip
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 CALLS = 20
 """Of 2:4 and of dense that are timed as one."""
 
@@ -123,7 +125,8 @@ def peer(model: PreTrainedModel, tokens: Tensor, criterion: str) -> None:
 
 
 def _oneshot(oneshot: Callable, model: PreTrainedModel, tokens: Tensor, modifier: type) -> None:
-    batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in blocks.micro_batches(tokens)]
+    size = blocks.micro_batch(tokens.shape[1], torch.device(DEVICE))  # as many at a time as ours
+    batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in tokens.split(size)]
     oneshot(
         model=model, dataset=DataLoader(batches, batch_size=None), num_calibration_samples=len(tokens),
         processor=object(),  # asked for, though tokens need none
@@ -215,15 +218,14 @@ def prepared(asked: argparse.Namespace, names: Collection[str]) -> Callable[[str
     small, tokens = (
         torch.randint(1024, shape, generator=generator) for shape in ((4, 32), (asked.sequences, asked.length))
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def models(config: LlamaConfig) -> dict[str, PreTrainedModel]:
-        with torch.device(device):  # a GPU draws random weights much faster
+        with torch.device(DEVICE):  # a GPU draws random weights much faster
             there = build(config).to(getattr(torch, asked.dtype))
-        return {"cpu": there if device == "cpu" else copy.deepcopy(there).cpu(), device: there}
+        return {"cpu": there if DEVICE == "cpu" else copy.deepcopy(there).cpu(), DEVICE: there}
 
     def run(name: str, models: dict[str, PreTrainedModel], tokens: Tensor) -> None:
-        WORK[name](models["cpu" if name in LENT else device], tokens)
+        WORK[name](models["cpu" if name in LENT else DEVICE], tokens)
 
     for name in names:
         run(name, models(WARM), small)

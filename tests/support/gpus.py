@@ -25,8 +25,8 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 ROUNDED_TO = 512
 """Bytes: PyTorch's allocator gives multiples of them."""
 
-CROSSING = ("copy_", "index", "index_put", "index_put_", "_index_put_impl_")
-"""Operations that take tensors on both sides: copies, and indices that wait on the CPU."""
+CROSSING = ("is_same_size", "copy_", "index", "index_put", "index_put_", "_index_put_impl_")
+"""Operations that take tensors on both sides: of sizes, copies, and indices that wait on the CPU."""
 
 
 class RealGPU:
