@@ -43,8 +43,8 @@ def walk(
     an empty dict is yielded, and so for all blocks if ``statistic`` is None, where ``tokens`` are not looked at.
 
     Memory that runs out sends the hidden states to the CPU, if they are elsewhere, or else halves the micro-batch, with
-    a warning. Raises LabkitError if one sequence is still too much, if inputs or outputs of a block are not finite, or
-    if no token reaches a matrix. The model must be in eval mode.
+    a warning. Raises LabkitError if a block or one sequence is still too much, if inputs or outputs of a block are not
+    finite, or if no token reaches a matrix. The model must be in eval mode.
     """
     prefix, layers = blocks.decoder_blocks(model)
     stream = None if statistic is None else _Stream(model, tokens, device)
