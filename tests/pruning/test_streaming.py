@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 
 import pytest
 import torch
+from gpus import ROUNDED_TO, SimulatedGPU
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
@@ -21,7 +20,8 @@ TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """6 sequences of 12 are a part of 4 and a rest of 2; 8 of 24 are parts of 2."""
-    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cpu", 4 * 12)
+    for device in ("cpu", "cuda"):
+        monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, device, 4 * 12)
 
 
 def inputs_in_a_plain_pass(model, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -266,43 +266,15 @@ def test_one_block_at_a_time_is_on_the_device(monkeypatch):
     assert not there and max(most) == 1 and len(most) == 6
 
 
-class Live(TorchDispatchMode):
-    """Bytes of tensors made inside the with that are alive, and their peak; views of the model's are not new."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.bytes = self.peak = 0
-        self.seen = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.note(tensor.untyped_storage())
-        return out
-
-    def note(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.seen:
-            self.seen.add(key)
-            self.bytes += size
-            self.peak = max(self.peak, self.bytes)
-            weakref.finalize(storage, self.gone, key, size)
-
-    def gone(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.bytes -= size
-
-
 def test_factors_of_a_hessian_take_one_more_of_its_size():
     width = 256
-    x = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(0))
-    statistic = Hessian()
-    statistic.add(x)
-    with Live(nn.Module()) as live:
-        factor = sparsegpt.inverse_factor(statistic.take(), "w")
-    assert factor.shape == (width, width) and statistic.products.numel() == 1
-    assert live.peak < 1.1 * 2 * 4 * width**2
+    with SimulatedGPU() as gpu:
+        statistic = Hessian()
+        statistic.add(torch.randn(2 * width, width, generator=torch.Generator().manual_seed(0)).to("cuda"))
+        factors = []
+        grown = gpu.most(lambda: factors.append(sparsegpt.inverse_factor(statistic.take(), "w")))
+        assert factors[0].shape == (width, width) and statistic.products.numel() == 1
+    assert grown < 1.1 * 4 * width**2
 
 
 @pytest.mark.parametrize("options", [{"sparsity": 0.5}, {"pattern": "2:4"}])
@@ -319,33 +291,16 @@ def test_rows_that_do_not_compete_may_be_scored_some_at_a_time(monkeypatch, opti
         assert torch.equal(whole[name], parts[name]), name
 
 
-def peak(model, sequences: int, kind: type) -> int:
-    tokens = torch.randint(1, 168, (sequences, 12), generator=torch.Generator().manual_seed(0))
-    with Live(model) as live:
-        for step in streaming.walk(model, tokens, kind):
-            step.clear()
-    return live.peak
-
-
 @pytest.mark.parametrize("kind", [Norms, Hessian])
 def test_more_sequences_take_the_memory_of_their_hidden_states_and_no_more(kind):
-    """What grows are the hidden states that wait on the CPU."""
-    model = Rung(32, 2).build().eval()
-    few, many = peak(model, 8, kind), peak(model, 64, kind)
-    waiting = (64 - 8) * 12 * 32 * 4
-    assert many - few <= waiting + (64 - 8) * 12 * 8  # and the tokens themselves
+    """Of a model on a GPU they wait there."""
 
+    def grown(sequences: int) -> int:
+        tokens = torch.randint(1, 168, (sequences, 12), generator=torch.Generator().manual_seed(0)).to("cuda")
+        return gpu.most(lambda: [step.clear() for step in streaming.walk(model, tokens, kind)])
 
-@pytest.mark.parametrize("kind", [Norms, Hessian])
-def test_memory_is_a_block_its_statistics_and_one_micro_batch(kind):
-    """In bytes. The blocks are there already, and the hidden states of all sequences wait on the CPU."""
-    model, sequences, width = Rung(64, 3).build().eval(), 8, 64
-    inputs = [width] * 3 + [model.config.intermediate_size]  # of queries, keys and values; output; gates; last matrix
-    statistics = sum(4 * (size if kind is Norms else size**2) for size in inputs)
-    hidden, positions = torch.zeros(4, 12, width), torch.arange(12)[None]
-    with Live(model) as one, torch.no_grad():
-        model.model.layers[0](hidden, position_embeddings=model.model.rotary_emb(hidden, positions))
-    waiting = 4 * sequences * 12 * width
-    small = 8 * sequences * 12 + 8192  # tokens, positions, masks
-    found = peak(model, sequences, kind)
-    assert waiting + statistics < found <= waiting + statistics + one.peak + small
+    with SimulatedGPU() as gpu:
+        model = Rung(32, 2).build().eval().to("cuda")
+        few, many = grown(8), grown(64)
+    waiting, extremes = (64 - 8) * 12 * 32 * 4, (64 - 8) // 4 * 2 * ROUNDED_TO  # two numbers of each micro-batch
+    assert waiting <= many - few <= waiting + extremes
