@@ -274,6 +274,7 @@ WORK: dict[str, Callable[[PreTrainedModel, Tensor], object]] = {
     "plain": lambda model, tokens: plain(model, tokens.to(model.device)),
     "passes": passes,
     "wanda": lambda model, tokens: prune(model, "wanda", 0.5, calibration=tokens),
+    "wanda in one pass": lambda model, tokens: prune(model, "wanda", 0.5, calibration=tokens, propagate=False),
     "sparsegpt": lambda model, tokens: prune(model, "sparsegpt", 0.5, calibration=tokens),
     "wanda lent": lambda model, tokens: prune(model, "wanda", 0.5, calibration=tokens, device="cuda"),
     "sparsegpt lent": lambda model, tokens: prune(model, "sparsegpt", 0.5, calibration=tokens, device="cuda"),

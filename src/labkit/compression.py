@@ -204,7 +204,8 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
     if verb == "prune":
         from labkit.pruning import check_prune
 
-        check_prune(arguments.get("criterion", "wanda"), arguments.get("sparsity"), arguments.get("pattern"))
+        asked = {name: arguments.get(name) for name in ("sparsity", "pattern")}
+        check_prune(arguments.get("criterion", "wanda"), **asked, propagate=arguments.get("propagate", True))
         if (allocation := arguments.get("allocation", "uniform")) not in ALLOCATIONS:
             raise unknown("allocation", allocation, ALLOCATIONS)
         if allocation != "uniform" and arguments.get("pattern") is not None:
@@ -247,6 +248,7 @@ def _more_arguments(verb: str) -> Sequence[str]:
 def _prune_name(asked: dict[str, Any]) -> str:
     extra = [f"by {asked['group']}"] if asked.get("group") else []
     extra += [asked["allocation"]] if asked.get("allocation", "uniform") != "uniform" else []
+    extra += [] if asked.get("propagate", True) else ["in one pass"]
     return " ".join([asked.get("criterion", "wanda"), *([asked["pattern"]] if asked.get("pattern") else []), *extra])
 
 

@@ -80,12 +80,13 @@ def numpy_wanda(inputs: np.ndarray, weight: np.ndarray, share: float) -> np.ndar
     return weight
 
 
-def test_wanda_agrees_with_numpy_block_by_block():
-    """Each block is judged by inputs that have passed the pruned blocks before it and its own dense weights."""
-    pruned = prune(MODEL, "wanda", sparsity=0.5, calibration=TOKENS)
+@pytest.mark.parametrize("propagate", [True, False])
+def test_wanda_agrees_with_numpy_block_by_block(propagate):
+    """Each block is judged by inputs that have passed the pruned blocks before it, or dense ones, and itself dense."""
+    pruned = prune(MODEL, "wanda", sparsity=0.5, calibration=TOKENS, propagate=propagate)
     for number in range(2):
-        half = copy.deepcopy(MODEL)  # blocks before `number` pruned, the rest dense
-        for i in range(number):
+        half = copy.deepcopy(MODEL)  # blocks before `number` pruned, if at all, the rest dense
+        for i in range(number if propagate else 0):
             half.model.layers[i].load_state_dict(pruned.model.layers[i].state_dict())
         inputs: dict[str, np.ndarray] = {}
         for name, linear in blocks.matrices(half).items():
@@ -168,7 +169,7 @@ def test_nan_in_the_weights_stops_wanda_at_its_block():
 
 def test_what_was_done_is_recorded_with_the_model():
     pruned = prune(MODEL, "wanda", 0.5, calibration=TOKENS, seed=3)
-    asked = {"criterion": "wanda", "sparsity": 0.5, "pattern": None, "group": None, "seed": 3}
+    asked = {"criterion": "wanda", "sparsity": 0.5, "pattern": None, "group": None, "seed": 3, "propagate": True}
     assert lineage(pruned) == (*lineage(MODEL), {"verb": "prune", **asked})
     assert ledger.masks_of(pruned).keys() == blocks.matrices(pruned).keys() and not lineage(MODEL)
     ledger.check_masks(pruned)

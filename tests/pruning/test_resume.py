@@ -22,9 +22,11 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:.*have lost all their weights")
+@pytest.mark.parametrize("propagate", [True, False])
 @pytest.mark.parametrize("after", [0, 1, 2])
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_a_killed_run_goes_on_to_the_identical_model(criterion, after, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_to_the_identical_model(criterion, after, propagate, tmp_path, monkeypatch):
+    how = {"calibration": TOKENS, "propagate": propagate}
     save, load, calls = engine.Progress.save, engine.Progress.load, []
 
     def saves(self, number, *rest):
@@ -34,12 +36,12 @@ def test_a_killed_run_goes_on_to_the_identical_model(criterion, after, tmp_path,
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(engine.Progress, "save", saves)
-        prune(MODEL, criterion, 0.5, calibration=TOKENS, folder=tmp_path)
+        prune(MODEL, criterion, 0.5, **how, folder=tmp_path)
     monkeypatch.setattr(engine.Progress, "load", lambda self, n, *rest: (calls.append(n), load(self, n, *rest)))
-    resumed = prune(MODEL, criterion, 0.5, calibration=TOKENS, folder=tmp_path)
+    resumed = prune(MODEL, criterion, 0.5, **how, folder=tmp_path)
     assert calls == list(range(after))
-    assert same(resumed, prune(MODEL, criterion, 0.5, calibration=TOKENS))
-    assert same(resumed, prune(MODEL, criterion, 0.5, calibration=TOKENS, folder=tmp_path))
+    assert same(resumed, prune(MODEL, criterion, 0.5, **how))
+    assert same(resumed, prune(MODEL, criterion, 0.5, **how, folder=tmp_path))
     assert calls[after:] == [0, 1, 2]
 
 

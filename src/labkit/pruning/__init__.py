@@ -46,6 +46,7 @@ def prune(
     calibration: Tensor | None = None,
     group: str | None = None,
     seed: int = 0,
+    propagate: bool = True,
     device: torch.device | str | None = None,
     folder: str | os.PathLike | None = None,
 ) -> PreTrainedModel:
@@ -67,14 +68,17 @@ def prune(
         None (unstructured), ``"2:4"``, or any ``"N:M"``: of every M consecutive inputs the N best are kept.
     calibration
         int64 tokens (sequences, time), never padded; needed by ``"wanda"`` and ``"sparsegpt"``, not looked at by the
-        others. Blocks are pruned in order, and each is calibrated on what the pruned blocks before it give. SparseGPT
-        wants more tokens than the widest matrix has inputs, and warns of fewer.
+        others. Blocks are pruned in order, and each is calibrated on what the pruned blocks before it give, or the
+        dense ones (``propagate``). SparseGPT wants more tokens than the widest matrix has inputs, and warns of fewer.
     group
         Within what unstructured weights compete: ``"row"`` (the inputs of one output; the default of Wanda) or
         ``"layer"`` (a whole matrix, of SparseGPT 128 columns of it; the default of the others). Within a layer an
         output may lose all its weights: that is warned of.
     seed
         For ``"random"``.
+    propagate
+        Whether a block is run again once it is pruned, as the papers do, so that the next is calibrated on what it then
+        gives. Without, all are calibrated on the dense model, in one pass instead of two.
     device
         Where blocks are computed, e.g. ``"cuda"``; default: where the model is. A model on the CPU stays there but for
         one block at a time, and activations but for one micro-batch. With a model on a GPU activations are there too,
@@ -85,15 +89,17 @@ def prune(
     Raises
     ------
     LabkitError
-        Unknown criterion, pattern, group or matrix; sparsity outside [0, 1) or not the pattern's; a matrix whose width
-        M does not divide; missing or unfit calibration tokens; activations or weights that are not finite; a Hessian
-        that is not positive definite; a quantised model, adapters that are not merged, an unsupported module; a
-        folder of another job; a block, or one sequence, that does not fit into the device's memory.
+        Unknown criterion, pattern, group or matrix; ``propagate`` that is no bool; sparsity outside [0, 1) or not the
+        pattern's; a matrix whose width M does not divide; missing or unfit calibration tokens; activations or weights
+        that are not finite; a Hessian that is not positive definite; a quantised model, adapters that are not merged,
+        an unsupported module; a folder of another job; a block, or one sequence, that does not fit into the device's
+        memory.
     """
     known = engine.methods()
     if criterion not in known:
         raise unknown("criterion", criterion, known)
     method = known[criterion]
+    _check_propagate(propagate)
     engine.check_plain(model)
     found = blocks.matrices(model)
     if pattern is not None and group is not None:
@@ -110,8 +116,14 @@ def prune(
     if method.statistic is not None:
         calibration = blocks.check_calibration(model, calibration, f"criterion {criterion!r}")
 
-    asked = {"criterion": criterion, "sparsity": sparsity, "pattern": pattern, "group": group, "seed": seed}
-    asked["sparsity"] = dict(sparsity) if isinstance(sparsity, Mapping) else sparsity
+    asked = {
+        "criterion": criterion,
+        "sparsity": dict(sparsity) if isinstance(sparsity, Mapping) else sparsity,
+        "pattern": pattern,
+        "group": group,
+        "seed": seed,
+        "propagate": propagate,
+    }
     progress = None
     if folder is not None:
         tokens = {} if method.statistic is None else {"calibration": calibration}
@@ -121,8 +133,9 @@ def prune(
     with blocks.must_fit("a model, its copy, and a few tokens", type(model).__name__):
         pruned = copy.deepcopy(model).eval()
         engine.prune_blocks(
-            pruned, method, keeps, calibration=calibration, generator=generator, device=device, progress=progress
-        )
+            pruned, method, keeps,
+            calibration=calibration, generator=generator, propagate=propagate, device=device, progress=progress,
+        )  # fmt: skip
     ledger.record_masks(pruned)
     record(pruned, "prune", **asked)
     return pruned.train(model.training)
@@ -198,11 +211,17 @@ def drop_layers(
     return short.train(model.training)
 
 
-def check_prune(criterion: str, sparsity: float | None, pattern: str | None) -> None:
+def check_prune(criterion: str, sparsity: float | None, pattern: str | None, propagate: bool = True) -> None:
     """Raise the LabkitError that `prune` would raise for these, before any model is loaded."""
     _masker(sparsity, pattern, "row")
+    _check_propagate(propagate)
     if criterion not in (known := engine.methods()):
         raise unknown("criterion", criterion, known)
+
+
+def _check_propagate(propagate: bool) -> None:
+    if not isinstance(propagate, bool):
+        raise LabkitError("propagate is True or False", propagate, "Leave it out to run pruned blocks again.")
 
 
 def _named(kind: str, name: str, functions: Sequence[Callable]) -> Callable:

@@ -111,6 +111,7 @@ def prune_blocks(
     *,
     calibration: Tensor | None,
     generator: torch.Generator,
+    propagate: bool,
     device: torch.device | str | None,
     progress: Progress | None,
 ) -> None:
@@ -125,7 +126,7 @@ def prune_blocks(
     emptied: dict[str, int] = {}
     short: dict[str, int] = {}
     with _full_precision():
-        steps = streaming.walk(model, calibration, statistic, device=device, skip=range(done))
+        steps = streaming.walk(model, calibration, statistic, device=device, skip=range(done), changes=propagate)
         for number, (block, statistics) in enumerate(zip(layers, steps, strict=True)):
             matrices = blocks.block_matrices(f"{prefix}.{number}", block)
             if number < done:

@@ -39,8 +39,9 @@ def walk(
 
     While the caller has a block it is on ``device`` (default: where it is). When the caller comes back for the next
     block, the last one is run again: whatever was done to its weights is what the next block sees. With
-    ``changes=False`` it is not, and the next sees the dense block. For the numbers in ``skip`` nothing is gathered and
-    an empty dict is yielded, and so for all blocks if ``statistic`` is None, where ``tokens`` are not looked at.
+    ``changes=False`` the next sees what it gave before the caller had it. For the numbers in ``skip`` nothing is
+    gathered and an empty dict is yielded, and so for all blocks if ``statistic`` is None, where ``tokens`` are not
+    looked at.
 
     Memory that runs out sends the hidden states to the CPU, if they are elsewhere, or else halves the micro-batch, with
     a warning. Raises LabkitError if a block or one sequence is still too much, if inputs or outputs of a block are not
@@ -49,13 +50,16 @@ def walk(
     prefix, layers = blocks.decoder_blocks(model)
     stream = None if statistic is None else _Stream(model, tokens, device)
     for number, block in enumerate(layers):
-        name, last = f"{prefix}.{number}", number + 1 == len(layers)
+        name = f"{prefix}.{number}"
+        followed = stream is not None and number + 1 < len(layers)
         with _lent(block, name, device):
             if stream is None or number in skip:
+                if followed and not changes:
+                    stream.advance(number, name)
                 yield {}
             else:
-                yield stream.gather(number, name, statistic, advance=not changes)
-            if stream is not None and not last and (changes or number in skip):
+                yield stream.gather(number, name, statistic, advance=followed and not changes)
+            if followed and changes:
                 stream.advance(number, name)
 
 
