@@ -11,7 +11,8 @@ on a GPU of allocated memory, else of resident memory, in a process for each, wh
 
 Wanda cannot be as fast as a plain pass: every block runs twice, dense for the norms (all but its last matrix) and
 pruned for the next block (but for the last block). What this takes alone is timed too (``passes``), and the operations
-in products of matrices, attention's included, are counted: a bound where these are what takes the time.
+in products of matrices, attention's included, are counted: a bound where these are what takes the time. ``in one pass``
+is without the second (``propagate=False``), which gives other masks.
 On a GPU also: the same with the model on the CPU and one block at a time on the GPU (``lent``), and the measured
 speed-up of 2:4 by PyTorch's semi-structured tensors beside dense, in the matrices of one real block (of the size of
 Llama 3 8B) and in the block as a whole, for 1 to 512 tokens at a time: as Python calls them, and as a CUDA graph,

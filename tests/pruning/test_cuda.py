@@ -132,23 +132,23 @@ def test_two_of_four_is_a_pattern_that_the_gpu_multiplies(criterion):
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["lent", "there"])
-@pytest.mark.parametrize("criterion", ["wanda", "sparsegpt"])
-def test_any_amount_of_memory_gives_the_same_masks_or_an_error(criterion, there, monkeypatch):
+@pytest.mark.parametrize(("criterion", "propagate"), [("wanda", True), ("wanda", False), ("sparsegpt", True)])
+def test_any_amount_of_memory_gives_the_same_masks_or_an_error(criterion, propagate, there, monkeypatch):
     """Wherever it runs out: what is counted is counted once, what is moved comes back. Only a simulated GPU is exact."""
     monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cuda", 8 * LENGTH)
     monkeypatch.setitem(engine.SCORES, "cuda", 2**12)
-    model, device = built(width=64, layers=2), None if there else DEVICE
-    answers = set()
+    model, answers = built(width=64, layers=2), set()
+    how = {"calibration": tokens(40), "propagate": propagate, "device": None if there else DEVICE}
     with SimulatedGPU() as gpu:
         model = model.to(DEVICE if there else "cpu")
         found = []
-        most = gpu.most(lambda: found.append(prune(model, criterion, 0.5, calibration=tokens(40), device=device)))
+        most = gpu.most(lambda: found.append(prune(model, criterion, 0.5, **how)))
         expected, before = found.pop().cpu(), gpu.allocated
         for share in torch.arange(0.02, 1.0, 0.07).tolist():
             with warnings.catch_warnings(record=True) as warned, gpu.at_most(int(share * most)):
                 warnings.simplefilter("always")
                 try:
-                    found = prune(model, criterion, 0.5, calibration=tokens(40), device=device).cpu()
+                    found = prune(model, criterion, 0.5, **how).cpu()
                 except LabkitError as error:
                     assert re.search(r"fit into the device's memory; got 'out of memory in ", str(error))
                     answers.add("error")
