@@ -14,7 +14,7 @@ from functools import cache
 import pytest
 import torch
 import transformers
-from gpus import RealGPU, SimulatedGPU
+from gpus import RealGPU, SimulatedGPU, needs_a_gpu
 from transformers import PreTrainedModel
 
 from labkit.pruning import blocks, engine
@@ -74,12 +74,7 @@ def decoder(architecture: str) -> PreTrainedModel:
     return copy.deepcopy(_built(architecture))
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("real", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
-        "simulated",
-    ]
-)
+@pytest.fixture(params=[pytest.param("real", marks=needs_a_gpu), "simulated"])
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealGPU | SimulatedGPU]:
     """What measures and limits the memory of the device ``"cuda"``: the one that is there, and one that is not."""
     if request.param == "real":

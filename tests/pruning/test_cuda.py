@@ -1,6 +1,6 @@
 """On a GPU: the same masks, blocks that visit it one at a time, memory that runs out, patterns that it can use.
 
-All but the last also on a simulated one, so that a machine without sees where tensors lie and what they take.
+All but the patterns also on a simulated one, so that a machine without sees where tensors lie and what they take.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 import torch
-from gpus import RealGPU, SimulatedGPU
+from gpus import RealGPU, SimulatedGPU, needs_a_gpu
 from torch.sparse import to_sparse_semi_structured
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -21,7 +21,6 @@ from labkit.pruning.moments import Hessian, Norms
 
 DEVICE = "cuda"
 LENGTH = 64
-needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def built(width: int = 128, layers: int = 3) -> LlamaForCausalLM:

@@ -14,19 +14,25 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 ROUNDED_TO = 512
 """Bytes: PyTorch's allocator gives multiples of them."""
 
-CROSSING = ("is_same_size", "copy_", "index", "index_put", "index_put_", "_index_put_impl_")
-"""Operations that take tensors on both sides: of sizes, copies, and indices that wait on the CPU."""
+CROSSING = ("is_same_size", "copy_")
+"""Operations that take tensors on both sides."""
+
+INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
+"""Operations that take indices on the CPU for a tensor on the GPU, but not the other way."""
 
 
 class RealGPU:
@@ -183,7 +189,8 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         given = _tensors((args, kwargs))
         where = self.gpu.common(given) if given else self.gpu.made
-        if function.overloadpacket.__name__ in CROSSING:
+        name = function.overloadpacket.__name__
+        if name in CROSSING or (name in INDEXED and self.gpu.device(given[0]) == GPU):
             where = self.gpu.device(given[0])
         elif where == GPU and any(self.gpu.device(tensor) == CPU for tensor in given if tensor.ndim):
             rule = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
