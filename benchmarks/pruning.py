@@ -12,7 +12,7 @@ on a GPU of allocated memory, else of resident memory, in a process for each, wh
 Wanda cannot be as fast as a plain pass: every block runs twice, dense for the norms (all but its last matrix) and
 pruned for the next block (but for the last block). What this takes alone is timed too (``passes``), and the operations
 in products of matrices, attention's included, are counted: a bound where these are what takes the time. ``in one pass``
-is without the second (``propagate=False``), which gives other masks.
+is without the second (``Options(propagate=False)``), which gives other masks.
 On a GPU also: the same with the model on the CPU and one block at a time on the GPU (``lent``), and the measured
 speed-up of 2:4 by PyTorch's semi-structured tensors beside dense, in the matrices of one real block (of the size of
 Llama 3 8B) and in the block as a whole, for 1 to 512 tokens at a time: as Python calls them, and as a CUDA graph,
@@ -50,7 +50,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from labkit.pruning import blocks, prune, streaming
+from labkit.pruning import Options, blocks, prune, streaming
 
 
 def shape(width: int, neurons: int, layers: int, vocabulary: int, key_value_heads: int | None = None) -> LlamaConfig:
@@ -271,14 +271,16 @@ def count_products(asked: argparse.Namespace) -> dict[str, int]:
     return counts
 
 
+ONE_PASS, LEND = Options(propagate=False), Options(device="cuda")
+
 WORK: dict[str, Callable[[PreTrainedModel, Tensor], object]] = {
     "plain": lambda model, tokens: plain(model, tokens.to(model.device)),
     "passes": passes,
     "wanda": lambda model, tokens: prune(model, "wanda", 0.5, calibration=tokens),
-    "wanda in one pass": lambda model, tokens: prune(model, "wanda", 0.5, calibration=tokens, propagate=False),
+    "wanda in one pass": lambda model, tokens: prune(model, "wanda", 0.5, calibration=tokens, options=ONE_PASS),
     "sparsegpt": lambda model, tokens: prune(model, "sparsegpt", 0.5, calibration=tokens),
-    "wanda lent": lambda model, tokens: prune(model, "wanda", 0.5, calibration=tokens, device="cuda"),
-    "sparsegpt lent": lambda model, tokens: prune(model, "sparsegpt", 0.5, calibration=tokens, device="cuda"),
+    "wanda lent": lambda model, tokens: prune(model, "wanda", 0.5, calibration=tokens, options=LEND),
+    "sparsegpt lent": lambda model, tokens: prune(model, "sparsegpt", 0.5, calibration=tokens, options=LEND),
     "llmcompressor wanda": lambda model, tokens: peer(model, tokens, "wanda"),
     "llmcompressor sparsegpt": lambda model, tokens: peer(model, tokens, "sparsegpt"),
     "llmcompressor wanda lent": lambda model, tokens: peer(model, tokens, "wanda"),

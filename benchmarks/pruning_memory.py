@@ -45,7 +45,7 @@ def main() -> None:
     ):
         for where, dense in {"model there": copy.deepcopy(model).to("cuda"), "model on the CPU": model}.items():
             for criterion in ("wanda", "sparsegpt"):
-                ours = gpu.most(lambda d=dense, c=criterion: prune(d, c, 0.5, calibration=tokens, device="cuda"))
+                ours = gpu.most(lambda d=dense, c=criterion: prune(d, c, 0.5, calibration=tokens, options=pruning.LEND))
                 peer = gpu.most(lambda d=dense, c=criterion: pruning.peer(d, tokens, c))
                 sizes = f"{ours / 2**20:.1f} MiB beside {peer / 2**20:.1f}"
                 print(f"{asked.shape} {criterion}, {where}: {sizes}, {ours / peer:.2f} of the memory", flush=True)

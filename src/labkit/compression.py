@@ -26,7 +26,7 @@ SIZES = {"heads": "num_attention_heads", "ffn": "intermediate_size", "width": "h
 ALLOCATIONS = ("uniform", "outlier-weighed")
 """How a sparsity is shared out among blocks: the same for all, or ``labkit.pruning.outlier_weighed``."""
 
-GIVEN = {"model", "calibration", "corpus", "teacher", "seed", "folder", "device"}
+GIVEN = {"model", "calibration", "corpus", "teacher", "seed", "folder", "options"}
 """Arguments that the study supplies itself."""
 
 STUDENT_VERBS = {"train": ("student", "tokens"), "distill": ("student", "divergence", "tokens", "temperature", "alpha")}
@@ -40,8 +40,9 @@ class Compression:
     Attributes
     ----------
     steps: ((verb, ((argument, value), …)), …) in the order of `VERBS`; arguments as in ``labkit.prune``
-        (and ``allocation``, one of `ALLOCATIONS`), ``labkit.drop_layers`` (or ``drop``, how many to take away),
-        ``labkit.shrink`` (a float is a share of what the model has), ``labkit.recover`` and ``labkit.quantize``.
+        (also ``propagate`` of its ``Options``, and ``allocation``, one of `ALLOCATIONS`), ``labkit.drop_layers`` (or
+        ``drop``, how many to take away), ``labkit.shrink`` (a float is a share of what the model has),
+        ``labkit.recover`` and ``labkit.quantize``.
         ``train`` makes a ``student`` (the name of a rung) from scratch: the control, which never sees the model.
         ``distill`` makes one that learns from the model; arguments as in ``labkit.distill`` and its ``Options``.
         Where either names no ``student``, what the steps before left of the model is trained on.
@@ -122,12 +123,16 @@ class Compression:
 
 
 def _absolute(model: PreTrainedModel, asked: dict[str, Any], calibration: Tensor) -> dict[str, Any]:
-    """Arguments with what depends on the model turned into numbers: layers to drop, shares of heads, budgets."""
+    """Arguments as a verb takes them: layers to drop, shares of heads and budgets turned into the model's numbers."""
     config = model.config.get_text_config()
     if asked.pop("allocation", "uniform") == "outlier-weighed":
         from labkit.pruning import outlier_weighed
 
         asked["sparsity"] = outlier_weighed(model, asked["sparsity"], calibration)
+    if "propagate" in asked:
+        from labkit.pruning import Options
+
+        asked["options"] = Options(propagate=asked.pop("propagate"))
     if "drop" in asked:
         asked["keep"] = config.num_hidden_layers - asked.pop("drop")
     for what, attribute in SIZES.items():
@@ -202,10 +207,11 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
         if name not in known:
             raise unknown(f"argument of {verb}", name, known)
     if verb == "prune":
-        from labkit.pruning import check_prune
+        from labkit.pruning import Options, check_prune
 
         asked = {name: arguments.get(name) for name in ("sparsity", "pattern")}
-        check_prune(arguments.get("criterion", "wanda"), **asked, propagate=arguments.get("propagate", True))
+        check_prune(arguments.get("criterion", "wanda"), **asked)
+        Options(propagate=arguments.get("propagate", True))
         if (allocation := arguments.get("allocation", "uniform")) not in ALLOCATIONS:
             raise unknown("allocation", allocation, ALLOCATIONS)
         if allocation != "uniform" and arguments.get("pattern") is not None:
@@ -239,7 +245,7 @@ def _more_arguments(verb: str) -> Sequence[str]:
         from labkit.distillation import Options
 
         return [field.name for field in dataclasses.fields(Options) if field.name not in ("cache", "seed")]
-    return {"drop_layers": ["drop"], "prune": ["allocation"]}.get(verb, [])
+    return {"drop_layers": ["drop"], "prune": ["allocation", "propagate"]}.get(verb, [])
 
 
 # -- names: what a reader of a table needs to tell compressions apart ---------------------------------------------------

@@ -16,10 +16,11 @@ from torch.sparse import to_sparse_semi_structured
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from labkit.errors import LabkitError
-from labkit.pruning import CRITERIA, blocks, engine, masks, prune, sparsity
+from labkit.pruning import CRITERIA, Options, blocks, engine, masks, prune, sparsity
 from labkit.pruning.moments import Hessian, Norms
 
 DEVICE = "cuda"
+LEND = Options(device=DEVICE)
 LENGTH = 64
 
 
@@ -43,7 +44,7 @@ def test_masks_are_those_of_the_cpu_and_the_model_stays_there(gpu, criterion, as
     """Exactly where nothing is calibrated; rounding may tip a choice between scores that are nearly equal."""
     model = built()
     here = blocks.matrices(prune(model, criterion, calibration=tokens(32), **asked))
-    lent = prune(model, criterion, calibration=tokens(32), device=DEVICE, **asked)
+    lent = prune(model, criterion, calibration=tokens(32), options=LEND, **asked)
     assert {parameter.device.type for parameter in lent.parameters()} == {"cpu"}
     assert sparsity(lent) == 0.5
     there = blocks.matrices(prune(copy.deepcopy(model).to(DEVICE), criterion, calibration=tokens(32), **asked))
@@ -84,20 +85,20 @@ def one_micro_batch(gpu: RealGPU | SimulatedGPU, model: LlamaForCausalLM, sequen
 def test_memory_is_a_block_its_statistics_and_one_micro_batch(gpu, criterion, statistic):
     """The model is many times as large, and so are all its activations."""
     model, sequences = built(width=512, layers=4), blocks.micro_batch(LENGTH, torch.device(DEVICE))
-    gpu.most(lambda: prune(model, criterion, 0.5, calibration=tokens(4), device=DEVICE))  # workspaces that stay
+    gpu.most(lambda: prune(model, criterion, 0.5, calibration=tokens(4), options=LEND))  # workspaces that stay
     inputs = 3 * [512] + [3 * 512]
     statistics = sum(4 * (size if statistic is Norms else size**2) for size in inputs)
-    grown = gpu.most(lambda: prune(model, criterion, 0.5, calibration=tokens(8 * sequences), device=DEVICE))
+    grown = gpu.most(lambda: prune(model, criterion, 0.5, calibration=tokens(8 * sequences), options=LEND))
     rounded = 1.1 if isinstance(gpu, RealGPU) else 1.002  # an allocator's blocks; masks and positions
     assert grown <= statistics + rounded * one_micro_batch(gpu, model, sequences)
 
 
 def test_memory_that_runs_out_halves_the_micro_batch_and_changes_nothing_else(gpu):
     model, sequences = built(width=512, layers=2), blocks.micro_batch(LENGTH, torch.device(DEVICE))
-    expected = prune(model, "wanda", 0.5, calibration=tokens(sequences), device=DEVICE)
+    expected = prune(model, "wanda", 0.5, calibration=tokens(sequences), options=LEND)
     with gpu.at_most(one_micro_batch(gpu, model, sequences) // 2):
         with pytest.warns(UserWarning, match=r"out of memory in model\.layers\.0: on with \d+ calibration sequences"):
-            found = prune(model, "wanda", 0.5, calibration=tokens(sequences), device=DEVICE)
+            found = prune(model, "wanda", 0.5, calibration=tokens(sequences), options=LEND)
     assert nearly_the_same_masks(found, expected)
 
 
@@ -137,7 +138,7 @@ def test_any_amount_of_memory_gives_the_same_masks_or_an_error(criterion, propag
     monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cuda", 8 * LENGTH)
     monkeypatch.setitem(engine.SCORES, "cuda", 2**12)
     model, answers = built(width=64, layers=2), set()
-    how = {"calibration": tokens(40), "propagate": propagate, "device": None if there else DEVICE}
+    how = {"calibration": tokens(40), "options": Options(propagate=propagate, device=None if there else DEVICE)}
     with SimulatedGPU() as gpu:
         model = model.to(DEVICE if there else "cpu")
         found = []

@@ -11,7 +11,7 @@ from labkit import forward
 from labkit.abilities import Corpus, abilities
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import IMPORTANCES, blocks, drop_layers, ledger, outlier_weighed, prune, shrink
+from labkit.pruning import IMPORTANCES, Options, blocks, drop_layers, ledger, outlier_weighed, prune, shrink
 from labkit.recovery import METHODS, recover
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*calibration tokens for the|.*have lost all their weights")
@@ -36,7 +36,7 @@ def test_masks_of_every_architecture(decoder, tokens, criterion, there):
     """Rounding may tip a choice between scores that are nearly equal; zeros are found again where the model is."""
     here = prune(decoder, criterion, 0.5, calibration=tokens)
     dense = decoder.to(DEVICE) if there else decoder
-    found = prune(dense, criterion, 0.5, calibration=tokens, device=None if there else DEVICE)
+    found = prune(dense, criterion, 0.5, calibration=tokens, options=Options(device=None if there else DEVICE))
     assert devices(found) == {DEVICE if there else "cpu"}
     ledger.check_masks(found)
     for expected, matrix in zip(blocks.matrices(here).values(), blocks.matrices(found.cpu()).values(), strict=True):

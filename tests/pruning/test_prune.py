@@ -11,7 +11,7 @@ import torch
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
 from labkit.lineage import lineage
-from labkit.pruning import CRITERIA, blocks, ledger, prune, prune_gradually, schedule, sparsity
+from labkit.pruning import CRITERIA, Options, blocks, ledger, prune, prune_gradually, schedule, sparsity
 
 TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
 MODEL = Rung(32, 2).build().eval()
@@ -83,7 +83,7 @@ def numpy_wanda(inputs: np.ndarray, weight: np.ndarray, share: float) -> np.ndar
 @pytest.mark.parametrize("propagate", [True, False])
 def test_wanda_agrees_with_numpy_block_by_block(propagate):
     """Each block is judged by inputs that have passed the pruned blocks before it, or dense ones, and itself dense."""
-    pruned = prune(MODEL, "wanda", sparsity=0.5, calibration=TOKENS, propagate=propagate)
+    pruned = prune(MODEL, "wanda", sparsity=0.5, calibration=TOKENS, options=Options(propagate=propagate))
     for number in range(2):
         half = copy.deepcopy(MODEL)  # blocks before `number` pruned, if at all, the rest dense
         for i in range(number if propagate else 0):

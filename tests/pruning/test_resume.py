@@ -7,7 +7,7 @@ import torch
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import CRITERIA, engine, prune
+from labkit.pruning import CRITERIA, Options, engine, prune
 
 TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
 MODEL = Rung(32, 3).build().eval()
@@ -26,7 +26,8 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize("after", [0, 1, 2])
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_killed_run_goes_on_to_the_identical_model(criterion, after, propagate, tmp_path, monkeypatch):
-    how = {"calibration": TOKENS, "propagate": propagate}
+    alone = {"calibration": TOKENS, "options": Options(propagate=propagate)}
+    kept = {"calibration": TOKENS, "options": Options(propagate=propagate, folder=tmp_path)}
     save, load, calls = engine.Progress.save, engine.Progress.load, []
 
     def saves(self, number, *rest):
@@ -36,20 +37,20 @@ def test_a_killed_run_goes_on_to_the_identical_model(criterion, after, propagate
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(engine.Progress, "save", saves)
-        prune(MODEL, criterion, 0.5, **how, folder=tmp_path)
+        prune(MODEL, criterion, 0.5, **kept)
     monkeypatch.setattr(engine.Progress, "load", lambda self, n, *rest: (calls.append(n), load(self, n, *rest)))
-    resumed = prune(MODEL, criterion, 0.5, **how, folder=tmp_path)
+    resumed = prune(MODEL, criterion, 0.5, **kept)
     assert calls == list(range(after))
-    assert same(resumed, prune(MODEL, criterion, 0.5, **how))
-    assert same(resumed, prune(MODEL, criterion, 0.5, **how, folder=tmp_path))
+    assert same(resumed, prune(MODEL, criterion, 0.5, **alone))
+    assert same(resumed, prune(MODEL, criterion, 0.5, **kept))
     assert calls[after:] == [0, 1, 2]
 
 
 def test_a_file_cut_off_in_the_middle_is_not_taken_for_a_block(tmp_path):
-    prune(MODEL, "magnitude", 0.5, folder=tmp_path)
+    prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path))
     whole = tmp_path / "block-0001.safetensors"
     whole.rename(tmp_path / "block-0001.safetensors.part")
-    assert same(prune(MODEL, "magnitude", 0.5, folder=tmp_path), prune(MODEL, "magnitude", 0.5))
+    assert same(prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path)), prune(MODEL, "magnitude", 0.5))
     assert whole.exists()
 
 
@@ -64,7 +65,8 @@ def test_a_file_cut_off_in_the_middle_is_not_taken_for_a_block(tmp_path):
     ],
 )
 def test_the_folder_of_another_job_is_refused_by_what_differs(other, named, tmp_path):
-    job = {"model": MODEL, "criterion": "wanda", "sparsity": 0.5, "calibration": TOKENS, "folder": tmp_path}
+    kept = Options(folder=tmp_path)
+    job = {"model": MODEL, "criterion": "wanda", "sparsity": 0.5, "calibration": TOKENS, "options": kept}
     prune(**job)
     with pytest.raises(LabkitError, match=f"one pruning job; got '.*, of a job with other (calibration, )?{named}'"):
         prune(**{**job, **other})

@@ -6,7 +6,6 @@ Every function here returns a new model and leaves the one it is given untouched
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -18,6 +17,7 @@ from labkit.lineage import record
 from labkit.pruning import blocks, engine, ledger, masks, surgery
 from labkit.pruning.allocation import outlier_weighed, schedule
 from labkit.pruning.blocks import sparsity
+from labkit.pruning.engine import Options
 from labkit.pruning.importance import IMPORTANCES
 from labkit.pruning.shrinking import shrink
 
@@ -27,6 +27,7 @@ CRITERIA = tuple(engine.methods())
 __all__ = [
     "CRITERIA",
     "IMPORTANCES",
+    "Options",
     "check_prune",
     "drop_layers",
     "outlier_weighed",
@@ -46,9 +47,7 @@ def prune(
     calibration: Tensor | None = None,
     group: str | None = None,
     seed: int = 0,
-    propagate: bool = True,
-    device: torch.device | str | None = None,
-    folder: str | os.PathLike | None = None,
+    options: Options = Options(),
 ) -> PreTrainedModel:
     """A copy of the model with the weights that matter least set to zero.
 
@@ -69,37 +68,30 @@ def prune(
     calibration
         int64 tokens (sequences, time), never padded; needed by ``"wanda"`` and ``"sparsegpt"``, not looked at by the
         others. Blocks are pruned in order, and each is calibrated on what the pruned blocks before it give, or the
-        dense ones (``propagate``). SparseGPT wants more tokens than the widest matrix has inputs, and warns of fewer.
+        dense ones (`Options.propagate`). SparseGPT wants more tokens than the widest matrix has inputs, and warns of
+        fewer.
     group
         Within what unstructured weights compete: ``"row"`` (the inputs of one output; the default of Wanda) or
         ``"layer"`` (a whole matrix, of SparseGPT 128 columns of it; the default of the others). Within a layer an
         output may lose all its weights: that is warned of.
     seed
         For ``"random"``.
-    propagate
-        Whether a block is run again once it is pruned, as the papers do, so that the next is calibrated on what it then
-        gives. Without, all are calibrated on the dense model, in one pass instead of two.
-    device
-        Where blocks are computed, e.g. ``"cuda"``; default: where the model is. A model on the CPU stays there but for
-        one block at a time, and activations but for one micro-batch. With a model on a GPU activations are there too,
-        until they do not fit. Memory that runs out then halves the micro-batch. Both are warned of.
-    folder
-        Every block that is done is kept there, and the same call after a crash goes on from the last one.
+    options
+        How the blocks are gone through: on which device, in a job that can be resumed, in one pass. Memory that runs
+        out sends the activations of a model on a GPU to the CPU, and then halves the micro-batch. Both are warned of.
 
     Raises
     ------
     LabkitError
-        Unknown criterion, pattern, group or matrix; ``propagate`` that is no bool; sparsity outside [0, 1) or not the
-        pattern's; a matrix whose width M does not divide; missing or unfit calibration tokens; activations or weights
-        that are not finite; a Hessian that is not positive definite; a quantised model, adapters that are not merged,
-        an unsupported module; a folder of another job; a block, or one sequence, that does not fit into the device's
-        memory.
+        Unknown criterion, pattern, group or matrix; sparsity outside [0, 1) or not the pattern's; a matrix whose width
+        M does not divide; missing or unfit calibration tokens; activations or weights that are not finite; a Hessian
+        that is not positive definite; a quantised model, adapters that are not merged, an unsupported module; a folder
+        of another job; a block, or one sequence, that does not fit into the device's memory.
     """
     known = engine.methods()
     if criterion not in known:
         raise unknown("criterion", criterion, known)
     method = known[criterion]
-    _check_propagate(propagate)
     engine.check_plain(model)
     found = blocks.matrices(model)
     if pattern is not None and group is not None:
@@ -122,19 +114,19 @@ def prune(
         "pattern": pattern,
         "group": group,
         "seed": seed,
-        "propagate": propagate,
+        "propagate": options.propagate,
     }
     progress = None
-    if folder is not None:
+    if options.folder is not None:
         tokens = {} if method.statistic is None else {"calibration": calibration}
         hashes = {"weights": engine.fingerprint(model.state_dict()), "calibration": engine.fingerprint(tokens)}
-        progress = engine.Progress(folder, {**asked, **hashes})
+        progress = engine.Progress(options.folder, {**asked, **hashes})
     generator = torch.Generator().manual_seed(seed)
     with blocks.must_fit("a model, its copy, and a few tokens", type(model).__name__):
         pruned = copy.deepcopy(model).eval()
         engine.prune_blocks(
             pruned, method, keeps,
-            calibration=calibration, generator=generator, propagate=propagate, device=device, progress=progress,
+            calibration=calibration, generator=generator, options=options, progress=progress,
         )  # fmt: skip
     ledger.record_masks(pruned)
     record(pruned, "prune", **asked)
@@ -211,17 +203,11 @@ def drop_layers(
     return short.train(model.training)
 
 
-def check_prune(criterion: str, sparsity: float | None, pattern: str | None, propagate: bool = True) -> None:
+def check_prune(criterion: str, sparsity: float | None, pattern: str | None) -> None:
     """Raise the LabkitError that `prune` would raise for these, before any model is loaded."""
     _masker(sparsity, pattern, "row")
-    _check_propagate(propagate)
     if criterion not in (known := engine.methods()):
         raise unknown("criterion", criterion, known)
-
-
-def _check_propagate(propagate: bool) -> None:
-    if not isinstance(propagate, bool):
-        raise LabkitError("propagate is True or False", propagate, "Leave it out to run pruned blocks again.")
 
 
 def _named(kind: str, name: str, functions: Sequence[Callable]) -> Callable:

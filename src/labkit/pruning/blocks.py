@@ -188,7 +188,7 @@ def must_fit(what: str, name: str) -> Iterator[None]:
         raise LabkitError(
             f"{what} fit into the device's memory",
             f"out of memory in {name}",
-            "Let the model stay on the CPU, prune(..., device='cuda'); if it does, prune it there, device='cpu'.",
+            "Let the model stay on the CPU, with Options(device='cuda'); if it does, prune it there, device='cpu'.",
         ) from error
 
 

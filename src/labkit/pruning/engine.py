@@ -45,6 +45,29 @@ class Method:
     prune: Callable[[Matrix, Statistic | None, Keep, torch.Generator], None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the blocks are gone through. Raises LabkitError for a ``propagate`` that is no bool.
+
+    Attributes
+    ----------
+    propagate: a block is run again once it is pruned, as the papers do, so that the next is calibrated on what it then
+        gives. Without, all are calibrated on the dense model, in one pass instead of two.
+    device: where blocks are computed, e.g. ``"cuda"``; default: where the model is. A model on the CPU stays there but
+        for one block at a time, and activations but for one micro-batch. With a model on a GPU activations are there
+        too, as long as they fit.
+    folder: every block that is done is kept there, and the same call after a crash goes on from the last one.
+    """
+
+    propagate: bool = True
+    device: torch.device | str | None = None
+    folder: str | os.PathLike | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.propagate, bool):
+            raise LabkitError("propagate is True or False", self.propagate, "Leave it out to run pruned blocks again.")
+
+
 def methods() -> dict[str, Method]:
     """Name -> method: one for every score of `criteria.CRITERIA`, SparseGPT, which also updates what it keeps, and one
     for every score added by `labkit.extension`.
@@ -111,8 +134,7 @@ def prune_blocks(
     *,
     calibration: Tensor | None,
     generator: torch.Generator,
-    propagate: bool,
-    device: torch.device | str | None,
+    options: Options,
     progress: Progress | None,
 ) -> None:
     """Prune the model in place: every matrix that ``keeps`` names, block after block.
@@ -126,7 +148,9 @@ def prune_blocks(
     emptied: dict[str, int] = {}
     short: dict[str, int] = {}
     with _full_precision():
-        steps = streaming.walk(model, calibration, statistic, device=device, skip=range(done), changes=propagate)
+        steps = streaming.walk(
+            model, calibration, statistic, device=options.device, skip=range(done), changes=options.propagate
+        )
         for number, (block, statistics) in enumerate(zip(layers, steps, strict=True)):
             matrices = blocks.block_matrices(f"{prefix}.{number}", block)
             if number < done:

@@ -217,7 +217,7 @@ class _Stream:
             raise LabkitError(
                 "a block, its statistics and one calibration sequence fit into the device's memory",
                 f"out of memory in {name} with one sequence of {self.tokens.shape[1]} tokens",
-                "Give shorter sequences, and let the model stay on the CPU: prune(..., device='cuda').",
+                "Give shorter sequences, and let the model stay on the CPU, with Options(device='cuda').",
             )
         self.size = size // 2
         self.calls = {}  # masks of batches that large are not needed again
