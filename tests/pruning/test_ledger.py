@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
@@ -35,6 +35,12 @@ def mixtral():
     )  # fmt: skip
 
 
+def odd():
+    """Its matrices have sizes that 8 does not divide."""
+    sizes = {"hidden_size": 6, "intermediate_size": 5, "num_hidden_layers": 2, "num_attention_heads": 1}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=40, **sizes))
+
+
 def pruned(build=lambda: Rung(16, 2).build(), sparsity=0.5):
     """Half of every matrix of the blocks is zero, where a generator says, and the ledger is written."""
     model, generator = build().eval(), torch.Generator().manual_seed(1)
@@ -48,7 +54,7 @@ def zeros(model):
     return {name: (matrix.weight == 0) for name, matrix in blocks.matrices(model).items()}
 
 
-@pytest.mark.parametrize("build", [lambda: Rung(16, 2).build(), gpt2, mixtral])
+@pytest.mark.parametrize("build", [lambda: Rung(16, 2).build(), gpt2, mixtral, odd])
 def test_an_entry_is_the_share_shape_and_hash_of_the_zeros_packed_to_bits(build):
     model = pruned(build)
     written = model.config.labkit_masks

@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from labkit.errors import LabkitError
@@ -77,7 +76,7 @@ class Held:
 
     model: PreTrainedModel
     masks: dict[str, Tensor]  # name -> (outputs, inputs), True where a weight stays
-    gradients: tuple[tuple[torch.nn.Parameter, Tensor], ...]  # a trained parameter, and True where it is pruned
+    gradients: tuple[tuple[nn.Parameter, Tensor], ...]  # a trained parameter, and True where it is pruned
 
     def __call__(self) -> None:
         for parameter, pruned in self.gradients:
@@ -120,7 +119,7 @@ def hold(model: PreTrainedModel) -> Held:
     weights = {name: weight.detach() for name, weight in _recorded_weights(model).items()}
     # A matrix may be a view of its parameter (transposed, or one expert of many); gradients have the parameter's form.
     owner = {p.untyped_storage().data_ptr(): p for p in model.parameters() if p.requires_grad}
-    pruned: dict[torch.nn.Parameter, Tensor] = {}
+    pruned: dict[nn.Parameter, Tensor] = {}
     for weight in weights.values():
         parameter = owner.get(weight.untyped_storage().data_ptr())
         if parameter is None:  # frozen
@@ -156,8 +155,13 @@ def _recorded_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _hash(zero: Tensor) -> str:
-    """sha256 of a pattern (outputs, inputs), packed to bits row by row."""
-    return hashlib.sha256(np.packbits(zero.cpu().numpy())).hexdigest()
+    """sha256 of a pattern (outputs, inputs), packed to bits row by row, as `numpy.packbits` does."""
+    bits = zero.flatten().view(torch.uint8)
+    bits = nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
+    packed = bits.new_zeros(len(bits))  # where the matrix is: an eighth leaves a GPU
+    for bit in bits.unbind(1):
+        packed.mul_(2).add_(bit)
+    return hashlib.sha256(packed.cpu().numpy()).hexdigest()
 
 
 def _raise(wrong: list[str]) -> None:
