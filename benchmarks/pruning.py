@@ -111,7 +111,7 @@ def passes(model: PreTrainedModel, tokens: Tensor) -> None:
         pass
 
 
-def peer(model: PreTrainedModel, tokens: Tensor, criterion: str) -> None:
+def peer(model: PreTrainedModel, tokens: Tensor, criterion: str, propagate: bool = True) -> None:
     """The same with `llmcompressor.oneshot`: 50 %, blocks in order, embeddings and head dense."""
     from llmcompressor import oneshot
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
@@ -121,16 +121,17 @@ def peer(model: PreTrainedModel, tokens: Tensor, criterion: str) -> None:
         model.config.save_pretrained(folder)
         model = copy.deepcopy(model)
         model.name_or_path = model.config._name_or_path = folder
-        _oneshot(oneshot, model, tokens, modifier)
+        _oneshot(oneshot, model, tokens, modifier, propagate)
     assert abs(blocks.sparsity(model) - 0.5) < 0.01  # both do the same work
 
 
-def _oneshot(oneshot: Callable, model: PreTrainedModel, tokens: Tensor, modifier: type) -> None:
+def _oneshot(oneshot: Callable, model: PreTrainedModel, tokens: Tensor, modifier: type, propagate: bool) -> None:
     size = blocks.micro_batch(tokens.shape[1], torch.device(DEVICE))  # as many at a time as ours
     batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in tokens.split(size)]
     oneshot(
         model=model, dataset=DataLoader(batches, batch_size=None), num_calibration_samples=len(tokens),
         processor=object(),  # asked for, though tokens need none
+        propagate_error=propagate,
         recipe=[modifier(sparsity=0.5, mask_structure="0:0", targets=["LlamaDecoderLayer"])],
     )  # fmt: skip
 
@@ -282,6 +283,7 @@ WORK: dict[str, Callable[[PreTrainedModel, Tensor], object]] = {
     "wanda lent": lambda model, tokens: prune(model, "wanda", 0.5, calibration=tokens, options=LEND),
     "sparsegpt lent": lambda model, tokens: prune(model, "sparsegpt", 0.5, calibration=tokens, options=LEND),
     "llmcompressor wanda": lambda model, tokens: peer(model, tokens, "wanda"),
+    "llmcompressor wanda in one pass": lambda model, tokens: peer(model, tokens, "wanda", propagate=False),
     "llmcompressor sparsegpt": lambda model, tokens: peer(model, tokens, "sparsegpt"),
     "llmcompressor wanda lent": lambda model, tokens: peer(model, tokens, "wanda"),
     "llmcompressor sparsegpt lent": lambda model, tokens: peer(model, tokens, "sparsegpt"),

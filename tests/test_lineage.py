@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
+import torch
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
@@ -39,7 +41,14 @@ def test_a_copy_goes_its_own_way(copier):
     assert lineage(child)[0]["verb"] == "prune"
 
 
-@pytest.mark.parametrize("fact", [float("nan"), float("inf"), {1, 2}, object()])
+def test_numbers_of_numpy_and_pytorch_are_pythons():
+    model = Rung(16, 1).build()
+    record(model, "prune", seed=np.int64(3), sparsity=np.float32(0.5), steps=(torch.tensor(2), np.bool_(True)))
+    entry = {"verb": "prune", "seed": 3, "sparsity": 0.5, "steps": [2, True]}
+    assert lineage(model) == (entry,) and [*map(type, entry["steps"])] == [int, bool]
+
+
+@pytest.mark.parametrize("fact", [float("nan"), np.float32("inf"), torch.ones(2), float("inf"), {1, 2}, object()])
 def test_a_fact_that_json_cannot_hold_is_refused_and_nothing_is_added(fact):
     model = Rung(16, 1).build()
     with pytest.raises(LabkitError, match="facts of a lineage are plain JSON; got .prune: .*Give numbers that are finite"):

@@ -277,6 +277,11 @@ WRONG = [
     ({"rank": 2.0}, "the rank of an adapter is a whole number ≥ 1; got 2.0."),
     ({"tokens": -5}, f"a training takes at least one batch of {BATCH} × 24 tokens; got -5. Raise tokens."),
     ({"method": "distil"}, "distillation needs a teacher; got None. Give teacher="),
+    ({"method": "distil", "teacher": "ladder"}, "a model is one of transformers; got 'ladder'. Load it first"),
+    ({"tokens": 2e6}, "the number of tokens is a whole number; got 2000000.0. Give e.g. 2000000."),
+    ({"seed": "0"}, "a seed is a whole number; got '0'."),
+    ({"learning_rate": 0}, "a learning rate is a number above 0; got 0. Leave it out, or give e.g. 0.001."),
+    ({"learning_rate": float("nan")}, "a learning rate is a number above 0; got nan."),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class LabkitError(ValueError):
@@ -23,6 +24,13 @@ class LabkitError(ValueError):
 
 class Failure(LabkitError):
     """Work that was well asked for and could not be finished: the command line ends with 1, not with 2."""
+
+
+def whole(what: str, value: object, example: int) -> int:
+    """The number as an int of Python. Raises LabkitError for a bool, and for what is no whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise LabkitError(f"{what} is a whole number", value, f"Give e.g. {example}.")
+    return int(value)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> LabkitError:

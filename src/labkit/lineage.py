@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabkitError
 
@@ -17,15 +17,29 @@ def record(model: PreTrainedModel, verb: str, **facts: object) -> None:
     """Add ``{"verb": verb, **facts}`` to the model's lineage, in place. Tuples become lists, as in any JSON.
 
     Facts are what was asked for and, where it trained, what it cost: ``tokens``, ``flops``, ``seconds``.
-    Raises LabkitError for a fact that JSON cannot hold, NaN and infinity included: it would break config.json.
+    Raises LabkitError for a fact that `plain` refuses: it would break config.json.
     """
-    try:
-        entry = json.loads(json.dumps({"verb": verb, **facts}, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        remedy = "Give numbers that are finite, texts, booleans, None, and lists and dicts of these."
-        raise LabkitError("facts of a lineage are plain JSON", f"{verb}: {facts} ({error})", remedy) from None
+    entry = {"verb": verb, **plain(verb, **facts)}
     # A new list: a copied config may still hold the old one, and its model was not changed.
     setattr(model.config, FIELD, [*(getattr(model.config, FIELD, None) or ()), entry])
+
+
+def plain(verb: str, **facts: object) -> dict[str, Any]:
+    """The facts as they come back from JSON; NumPy's and PyTorch's numbers become Python's.
+
+    Raises LabkitError for what JSON cannot hold, NaN and infinity included.
+    """
+    try:
+        return json.loads(json.dumps(facts, allow_nan=False, default=_number))
+    except (TypeError, ValueError, RuntimeError) as error:
+        remedy = "Give numbers that are finite, texts, booleans, None, and lists and dicts of these."
+        raise LabkitError("facts of a lineage are plain JSON", f"{verb}: {facts} ({error})", remedy) from None
+
+
+def _number(value: Any) -> float | int | bool:
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def lineage(model: PreTrainedModel) -> tuple[dict, ...]:

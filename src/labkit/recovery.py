@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from labkit import training
 from labkit.abilities import Corpus
 from labkit.divergences import forward_kl
-from labkit.errors import LabkitError, unknown
+from labkit.errors import LabkitError, unknown, whole
 from labkit.flops import forward_flops_per_token
 from labkit.forward import Forward, asked_places
 from labkit.lineage import record
@@ -77,11 +78,16 @@ def recover(
     merging) and ``loss_merged_nats`` (merged, zeros destroyed). Held-out rows of a corpus that is not labkit's are the
     batches after those it trained on.
 
-    Raises LabkitError for an unknown method, a rank below 1, fewer tokens than one batch, no teacher or one of another
-    vocabulary, matrices that peft cannot adapt, and whatever `labkit.training.train` raises.
+    Raises LabkitError for an unknown method, tokens or a seed that are no whole number, a rank below 1, a learning rate
+    that is not above 0, fewer tokens than one batch, no teacher or one of another vocabulary, matrices that peft cannot
+    adapt, and whatever `labkit.training.train` raises.
     """
     if method not in METHODS:
         raise unknown("method of recovery", method, METHODS)
+    blocks.check_model(model)
+    tokens, seed = whole("the number of tokens", tokens, 2_000_000), whole("a seed", seed, 0)
+    if learning_rate is not None and not (isinstance(learning_rate, Real) and learning_rate > 0):
+        raise LabkitError("a learning rate is a number above 0", learning_rate, f"Leave it out, or give e.g. {RATE}.")
     if method == "lora" and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise LabkitError("the rank of an adapter is a whole number ≥ 1", rank, "Give e.g. rank=8.")
     if method == "distil":
@@ -144,6 +150,7 @@ def _held_out(corpus: Corpus, tokens: int) -> Iterator[tuple[np.ndarray, np.ndar
 def _check_teacher(model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
     if teacher is None:
         raise LabkitError("distillation needs a teacher", None, "Give teacher=, as a rule the uncompressed parent.")
+    blocks.check_model(teacher)
     mine, its = (m.config.get_text_config().vocab_size for m in (model, teacher))
     if mine != its:
         received = f"a student with {mine} tokens and a teacher with {its}"

@@ -79,6 +79,24 @@ def test_every_parameter_of_the_blocks_with_two_dimensions_is_a_matrix_but_for_t
     }
 
 
+@pytest.mark.parametrize(("model", "received"), [("gpt2", "gpt2"), (torch.nn.Linear(2, 2), "Linear")])
+def test_what_is_no_model_is_refused(model, received):
+    with pytest.raises(LabkitError, match=f"a model is one of transformers; got '{received}'. Load it first"):
+        blocks.decoder_blocks(model)
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", 3.5, "cuda:99"])
+def test_a_device_that_cannot_compute_is_refused(device):
+    with pytest.raises(LabkitError, match=f"PyTorch can compute on here; got '{device}'. Leave it out, or say \"cpu\""):
+        blocks.check_device(device)
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", None, True])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(LabkitError, match=f"a seed is a whole number; got {seed!r}"):
+        blocks.seeded(seed)
+
+
 def test_a_model_without_blocks_is_refused():
     model = Rung(32, 2).build()
     model.config.num_hidden_layers = 5

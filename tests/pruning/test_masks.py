@@ -113,7 +113,7 @@ def test_a_pattern_that_drops_nothing_is_refused(pattern):
         masks.parse_pattern(pattern)
 
 
-@pytest.mark.parametrize("sparsity", [-0.1, 1, 1.5, float("nan")])
+@pytest.mark.parametrize("sparsity", [-0.1, 1, 1.5, float("nan"), "0.5", [0.5], True, torch.tensor(0.5)])
 def test_sparsity_outside_its_range_is_refused(sparsity):
     with pytest.raises(LabkitError, match=r"sparsity lies in \[0, 1\); got .*e\.g\. 0\.5"):
         masks.check_sparsity(sparsity)

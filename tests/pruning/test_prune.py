@@ -146,11 +146,16 @@ def test_random_depends_on_the_seed_alone():
         ({"sparsity": 0.5, "group": "column"}, "known group is needed; got 'column'.*layer, row"),
         ({"pattern": "3:5"}, "divisible by 5; got 'model.layers.0.self_attn.q_proj of width 32'"),
         ({"sparsity": 0.5, "calibration": None}, "criterion 'wanda' needs calibration tokens; got None"),
+        ({"sparsity": 0.5, "criterion": ["wanda"]}, "known criterion is needed; got \\['wanda'\\]"),
+        ({"sparsity": 0.5, "seed": 0.5}, "a seed is a whole number; got 0.5"),
+        ({"sparsity": 0.5, "options": Options(device="gpu")}, "a device is one that PyTorch can compute on here"),
+        ({"sparsity": 0.5, "options": Options(folder=__file__)}, "is kept in a folder; got '.*test_prune.py, a file'"),
+        ({"sparsity": 0.5, "model": "gpt2"}, "a model is one of transformers; got 'gpt2'. Load it first"),
     ],
 )
 def test_bad_input_is_refused(asked, message):
     with pytest.raises(LabkitError, match=message):
-        prune(MODEL, **{"calibration": TOKENS, **asked})
+        prune(**{"model": MODEL, "calibration": TOKENS, **asked})
 
 
 def test_two_of_four_on_a_width_that_four_does_not_divide_names_the_matrix():
@@ -173,6 +178,12 @@ def test_what_was_done_is_recorded_with_the_model():
     assert lineage(pruned) == (*lineage(MODEL), {"verb": "prune", **asked})
     assert ledger.masks_of(pruned).keys() == blocks.matrices(pruned).keys() and not lineage(MODEL)
     ledger.check_masks(pruned)
+
+
+def test_a_seed_of_numpy_is_recorded_as_a_number(tmp_path):
+    options = Options(folder=tmp_path)
+    first, again = (prune(MODEL, "random", 0.5, seed=seed, options=options) for seed in (np.int64(3), 3))
+    assert lineage(first)[-1]["seed"] == lineage(again)[-1]["seed"] == 3
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -270,7 +281,7 @@ def test_what_fills_zeros_between_steps_is_found_out():
         prune_gradually(MODEL, "magnitude", (0.2, 0.4), fills)
 
 
-@pytest.mark.parametrize("sparsities", [(), (0.5, 0.5), (0.6, 0.5)])
+@pytest.mark.parametrize("sparsities", [(), (0.5, 0.5), (0.6, 0.5), 0.5, None])
 def test_steps_that_do_not_rise_are_refused(sparsities):
     with pytest.raises(LabkitError, match="sparsities of pruning in steps rise; got .*schedule"):
         prune_gradually(MODEL, "magnitude", sparsities, lambda model: model)

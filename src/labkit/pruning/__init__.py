@@ -6,14 +6,15 @@ Every function here returns a new model and leaves the one it is given untouched
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from labkit.errors import LabkitError, unknown
-from labkit.lineage import record
+from labkit.lineage import plain, record
 from labkit.pruning import blocks, engine, ledger, masks, surgery
 from labkit.pruning.allocation import outlier_weighed, schedule
 from labkit.pruning.blocks import sparsity
@@ -83,16 +84,15 @@ def prune(
     Raises
     ------
     LabkitError
-        Unknown criterion, pattern, group or matrix; sparsity outside [0, 1) or not the pattern's; a matrix whose width
-        M does not divide; missing or unfit calibration tokens; activations or weights that are not finite; a Hessian
-        that is not positive definite; a quantised model, adapters that are not merged, an unsupported module; a folder
-        of another job; a block, or one sequence, that does not fit into the device's memory.
+        What is no model; unknown criterion, pattern, group, matrix or device; a seed that is no whole number; sparsity
+        outside [0, 1) or not the pattern's; a matrix whose width M does not divide; missing or unfit calibration
+        tokens; activations or weights that are not finite; a Hessian that is not positive definite; a quantised model,
+        adapters that are not merged, an unsupported module; a folder of another job; a block, or one sequence, that
+        does not fit into the device's memory.
     """
-    known = engine.methods()
-    if criterion not in known:
-        raise unknown("criterion", criterion, known)
-    method = known[criterion]
+    method, generator = _method(criterion), blocks.seeded(seed)
     engine.check_plain(model)
+    blocks.check_device(options.device)
     found = blocks.matrices(model)
     if pattern is not None and group is not None:
         raise LabkitError("a pattern has groups of its own", f"group={group!r}", "Leave group out.")
@@ -108,20 +108,20 @@ def prune(
     if method.statistic is not None:
         calibration = blocks.check_calibration(model, calibration, f"criterion {criterion!r}")
 
-    asked = {
-        "criterion": criterion,
-        "sparsity": dict(sparsity) if isinstance(sparsity, Mapping) else sparsity,
-        "pattern": pattern,
-        "group": group,
-        "seed": seed,
-        "propagate": options.propagate,
-    }
+    asked = plain(
+        "prune",
+        criterion=criterion,
+        sparsity=dict(sparsity) if isinstance(sparsity, Mapping) else sparsity,
+        pattern=pattern,
+        group=group,
+        seed=seed,
+        propagate=options.propagate,
+    )
     progress = None
     if options.folder is not None:
         tokens = {} if method.statistic is None else {"calibration": calibration}
         hashes = {"weights": engine.fingerprint(model.state_dict()), "calibration": engine.fingerprint(tokens)}
         progress = engine.Progress(options.folder, {**asked, **hashes})
-    generator = torch.Generator().manual_seed(seed)
     with blocks.must_fit("a model, its copy, and a few tokens", type(model).__name__):
         pruned = copy.deepcopy(model).eval()
         engine.prune_blocks(
@@ -157,9 +157,12 @@ def prune_gradually(
     LabkitError
         Sparsities that do not rise; zeros that ``between`` has filled; and what `prune` raises.
     """
-    if not sparsities or any(a >= b for a, b in zip(sparsities, sparsities[1:], strict=False)):
-        raise LabkitError("sparsities of pruning in steps rise", tuple(sparsities), "Use e.g. schedule(0.8, steps=4).")
-    for number, target in enumerate(sparsities):
+    steps = tuple(sparsities) if isinstance(sparsities, Iterable) else ()
+    for step in steps:
+        masks.check_sparsity(step)
+    if not steps or any(a >= b for a, b in pairwise(steps)):
+        raise LabkitError("sparsities of pruning in steps rise", sparsities, "Use e.g. schedule(0.8, steps=4).")
+    for number, target in enumerate(steps):
         if number:
             model = between(model)
             ledger.check_masks(model)
@@ -193,8 +196,9 @@ def drop_layers(
     """
     surgery.check_keep(model, keep)
     measure = _named("importance", importance, IMPORTANCES)
+    generator = blocks.seeded(seed)
     short = copy.deepcopy(model).eval()
-    scores = measure(short, calibration, torch.Generator().manual_seed(seed))
+    scores = measure(short, calibration, generator)
     dropped = scores.argsort(stable=True)[: len(scores) - keep].tolist()
     surgery.keep_layers(short, [i for i in range(len(scores)) if i not in dropped])
     if hasattr(model.config, ledger.FIELD):
@@ -206,8 +210,14 @@ def drop_layers(
 def check_prune(criterion: str, sparsity: float | None, pattern: str | None) -> None:
     """Raise the LabkitError that `prune` would raise for these, before any model is loaded."""
     _masker(sparsity, pattern, "row")
-    if criterion not in (known := engine.methods()):
+    _method(criterion)
+
+
+def _method(criterion: str) -> engine.Method:
+    known = engine.methods()
+    if criterion not in list(known):  # a list of names may be asked for too
         raise unknown("criterion", criterion, known)
+    return known[criterion]
 
 
 def _named(kind: str, name: str, functions: Sequence[Callable]) -> Callable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -29,10 +30,14 @@ def outlier_weighed(
     weights is the sparsity asked for: S_block = sparsity + 2·width·(mean(D) − D) / (max(D) − min(D)).
     All matrices of a block get the same; if no block has more outliers than another, all blocks do.
 
-    Raises LabkitError for a sparsity outside [0, 1), missing or unfit calibration tokens, and budgets outside [0, 1).
+    Raises LabkitError for a sparsity outside [0, 1), an ``m`` that is not above 0, a ``width`` below 0, missing or unfit
+    calibration tokens, a device that is not there, and budgets outside [0, 1).
     Source: Yin et al. 2023, *Outlier weighed layerwise sparsity* (arXiv 2310.05175), section 3; its M = 5, λ = 0.08.
     """
     masks.check_sparsity(sparsity)
+    if not (isinstance(m, Real) and m > 0 and isinstance(width, Real) and width >= 0):
+        raise LabkitError("m is above 0 and width not below", f"m={m!r}, width={width!r}", "The paper's: 5 and 0.08.")
+    blocks.check_device(device)
     tokens = blocks.check_calibration(model, calibration, "outlier-weighed sparsity")
     found = blocks.matrices(model)
     names, shares, sizes = [], [], []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, whole
 
 MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 8_192}
 """Calibration tokens in one forward pass, by type of device: what the memory for activations grows with. A GPU needs
@@ -51,8 +51,30 @@ class Matrix:
         return stored.T if isinstance(self.module, Conv1D) else stored
 
 
+def check_model(model: PreTrainedModel) -> None:
+    """Raise LabkitError for what has no config: the name of a model that is not loaded, a module of torch."""
+    if not hasattr(model, "config"):
+        received = model if isinstance(model, str) else type(model).__name__
+        raise LabkitError("a model is one of transformers", received, "Load it first, e.g. by labkit.load(name).")
+
+
+def check_device(device: torch.device | str | None) -> None:
+    """Raise LabkitError unless PyTorch can compute on the device here; None is where the model is."""
+    try:
+        torch.empty(0, device=device).cpu()  # takes no memory, and is refused of "meta"
+    except (RuntimeError, AssertionError, TypeError) as error:
+        remedy = 'Leave it out, or say "cpu", or "cuda" where there is a GPU.'
+        raise LabkitError("a device is one that PyTorch can compute on here", str(device), remedy) from error
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the CPU, for a seed to mean the same on every device. Raises LabkitError for no whole number."""
+    return torch.Generator().manual_seed(whole("a seed", seed, 0))
+
+
 def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Name and list of the decoder blocks: the outermost `ModuleList` with one entry per layer of the config."""
+    check_model(model)
     layers = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:

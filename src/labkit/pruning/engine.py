@@ -118,6 +118,7 @@ def _by_sparsegpt(matrix: Matrix, statistic: Hessian, keep: Keep, generator: tor
 
 def check_plain(model: PreTrainedModel) -> None:
     """Raise LabkitError if the model is quantised, or carries adapters: zeros would not be where the product is."""
+    blocks.check_model(model)
     if getattr(model.config, "quantization_config", None) is not None:
         remedy = "Load it without quantization_config, prune it, and quantise afterwards."
         raise LabkitError("a model is pruned before it is quantised", f"a quantised {type(model).__name__}", remedy)
@@ -175,11 +176,11 @@ def prune_blocks(
         name, rows = next(iter(short.items()))
         received = f"{rows} calibration tokens for the {blocks.matrices(model)[name].weight.shape[1]} inputs of {name}"
         message = f"{received}: its Hessian has no full rank and rests on the damping ({_others(short)})"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=4)
     if emptied:
         name, rows = next(iter(emptied.items()))
         message = f"{rows} outputs of {name} have lost all their weights ({_others(emptied)})"
-        warnings.warn(f"{message}; group='row' keeps some of each", stacklevel=3)
+        warnings.warn(f"{message}; group='row' keeps some of each", stacklevel=4)
 
 
 def _empty_rows(weight: Tensor) -> int:
@@ -209,10 +210,11 @@ class Progress:
     """
 
     def __init__(self, folder: str | os.PathLike, job: Mapping[str, Any]) -> None:
-        """Raises LabkitError if the folder belongs to another job."""
-        self.folder = Path(folder)
+        """``job`` is plain JSON. Raises LabkitError if the folder belongs to another job, or is none."""
+        self.folder, path = Path(folder), Path(folder, "job.json")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise LabkitError("the progress of a job is kept in a folder", f"{self.folder}, a file", "Give another name.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        path, job = self.folder / "job.json", json.loads(json.dumps(job))
         if path.exists():
             there = json.loads(path.read_text(encoding="utf-8"))
             if differ := [key for key in sorted({*job, *there}) if job.get(key) != there.get(key)]:

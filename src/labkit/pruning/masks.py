@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from itertools import combinations
+from numbers import Real
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
 
 def check_sparsity(sparsity: float) -> None:
     """Raise LabkitError unless 0 ≤ sparsity < 1."""
-    if not 0 <= sparsity < 1:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
         raise LabkitError("sparsity lies in [0, 1)", sparsity, "Give the fraction of zeros wanted, e.g. 0.5.")
 
 

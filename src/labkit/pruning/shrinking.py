@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from labkit.errors import LabkitError, unknown
 from labkit.lineage import record
-from labkit.pruning import anatomy, ledger, surgery
+from labkit.pruning import anatomy, blocks, ledger, surgery
 from labkit.pruning.anatomy import Kept, Sizes
 from labkit.pruning.units import UNIT_IMPORTANCES, Scores
 
@@ -52,7 +52,7 @@ def shrink(
     ------
     LabkitError
         Nothing to shrink; a number out of range, not whole or that key-value groups do not allow; a config that
-        cannot state the sizes; an unknown architecture or importance; missing or unfit calibration tokens, or ones
+        cannot state the sizes; an unknown architecture or importance; a seed that is no whole number; missing or unfit calibration tokens, or ones
         that reach no neuron of an expert; activations that are not finite.
     """
     sizes = anatomy.sizes_of(model)
@@ -68,11 +68,12 @@ def shrink(
     known = {function.__name__: function for function in UNIT_IMPORTANCES}
     if importance not in known:
         raise unknown("importance", importance, known)
+    generator = blocks.seeded(seed)
 
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        scores = known[importance](model, calibration, torch.Generator().manual_seed(seed))
+        scores = known[importance](model, calibration, generator)
     finally:
         for module, mode in training.items():
             module.training = mode
