@@ -125,9 +125,9 @@ def test_unfit_calibration_is_refused(calibration, message):
 def test_where_the_end_of_a_text_is_also_the_padding_one_is_no_padding_and_two_are():
     model = Rung(32, 1).build()
     model.config.eos_token_id = [model.config.pad_token_id]
-    blocks.check_calibration(model, TOKENS.new_tensor([[5, 0, 5]]), "wanda")
+    blocks.check_calibration(model, TOKENS.new_tensor([[5, 0, 5], [0, 5, 0]]), "wanda")
     with pytest.raises(LabkitError, match="padding token 0 in 1 of 1 sequences"):
-        blocks.check_calibration(model, TOKENS.new_tensor([[5, 0, 0]]), "wanda")
+        blocks.check_calibration(model, TOKENS.new_tensor([[5, 0, 0, 7]]), "wanda")
 
 
 def test_sparsity_is_the_share_of_zeros_in_the_matrices():

@@ -107,6 +107,7 @@ def test_loss_without_a_next_token_is_refused():
     model = Rung(32, 2).build().eval()
     with pytest.raises(LabkitError, match=r"a next-token loss needs sequences of at least 2 tokens; got \(5, 1\)"):
         importance.loss(model, TOKENS[:, :1], torch.Generator())
+    assert importance.loss(model, TOKENS[:, :2], torch.Generator()).isfinite().all()  # two are enough
     with pytest.raises(LabkitError, match="importance 'loss' needs calibration tokens; got None"):
         importance.loss(model, None, torch.Generator())
 

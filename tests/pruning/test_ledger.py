@@ -147,7 +147,17 @@ def test_a_mask_for_another_model(look):
         look(shorter)
 
 
-@pytest.mark.parametrize("build", [lambda: Rung(16, 2).build(), gpt2, mixtral])
+def flat():
+    """All its parameters are views of one tensor."""
+    model = Rung(16, 2).build()
+    whole = torch.cat([p.detach().flatten() for p in model.parameters()])
+    parts = whole.split([p.numel() for p in model.parameters()])
+    for parameter, part in zip(model.parameters(), parts, strict=True):
+        parameter.data = part.view_as(parameter)
+    return model
+
+
+@pytest.mark.parametrize("build", [lambda: Rung(16, 2).build(), gpt2, mixtral, flat])
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
 def test_held_gradients_are_the_masked_ones_and_zeros_survive_every_step(build, optimizer):
     model = pruned(build)

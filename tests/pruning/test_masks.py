@@ -86,6 +86,18 @@ def test_n_of_m_keeps_exactly_n_in_every_group(seed, pattern, rows, groups):
     assert (keep.view(rows, groups, m).sum(-1) == n).all()
 
 
+def test_a_wide_pattern_and_wide_rows_agree_with_a_sort():
+    """They are selected, not compared in pairs; and short rows a selection sorts whole."""
+    scores = torch.rand(6, 3200, generator=torch.Generator().manual_seed(0))
+    for keep, groups, kept in (
+        (masks.keep_n_of_m(scores, 24, 32), scores.view(-1, 32), 24),
+        (masks.keep_highest(scores, 0.7, "row"), scores, 960),
+        (masks.keep_highest(scores, 0.7, "layer"), scores.view(1, -1), 5760),
+    ):
+        expected = groups >= groups.sort(descending=True).values[:, kept - 1, None]
+        assert torch.equal(keep, expected.view_as(scores))
+
+
 @few
 @given(seeds)
 def test_two_of_four_is_the_best_of_all_six_patterns(seed):

@@ -55,6 +55,11 @@ def test_kept_weights_everything_else_and_the_model_given_are_untouched(criterio
         assert torch.equal(tensor[kept], dense[name][kept])
 
 
+def test_a_pattern_may_be_asked_for_with_its_own_sparsity():
+    alone, both = (weights(prune(MODEL, "magnitude", s, pattern="1:4")) for s in (None, 0.75))
+    assert all(np.array_equal(alone[name], both[name]) for name in alone)
+
+
 @pytest.mark.parametrize("asked", [{"sparsity": 0.5}, {"pattern": "2:4"}], ids=str)
 @pytest.mark.parametrize("criterion", NAMES)
 def test_pruning_twice_is_pruning_once(criterion, asked):

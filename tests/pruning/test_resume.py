@@ -46,6 +46,13 @@ def test_a_killed_run_goes_on_to_the_identical_model(criterion, after, propagate
     assert calls[after:] == [0, 1, 2]
 
 
+def test_a_job_that_is_done_computes_nothing(tmp_path, monkeypatch):
+    kept = {"calibration": TOKENS, "options": Options(folder=tmp_path)}
+    done = prune(MODEL, "wanda", 0.5, **kept)
+    monkeypatch.setattr(engine.streaming, "_Stream", None)
+    assert same(prune(MODEL, "wanda", 0.5, **kept), done)
+
+
 def test_a_file_cut_off_in_the_middle_is_not_taken_for_a_block(tmp_path):
     prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path))
     whole = tmp_path / "block-0001.safetensors"

@@ -45,7 +45,10 @@ class Matrix:
     @property
     def weight(self) -> Tensor:
         """(outputs, inputs), a view of the stored tensor: writing to it changes the model."""
-        stored = getattr(self.module, self.parameter).detach()
+        return self.view(getattr(self.module, self.parameter).detach())
+
+    def view(self, stored: Tensor) -> Tensor:
+        """(outputs, inputs) of a tensor of the form in which this matrix is stored, e.g. its gradient."""
         if self.expert is not None:
             return stored[self.expert]
         return stored.T if isinstance(self.module, Conv1D) else stored

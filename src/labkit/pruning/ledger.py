@@ -116,18 +116,14 @@ def hold(model: PreTrainedModel) -> Held:
     if hasattr(model, "get_base_model"):
         return Held(model, {}, ())
     check_masks(model)
-    weights = {name: weight.detach() for name, weight in _recorded_weights(model).items()}
-    # A matrix may be a view of its parameter (transposed, or one expert of many); gradients have the parameter's form.
-    owner = {p.untyped_storage().data_ptr(): p for p in model.parameters() if p.requires_grad}
+    masks, found = masks_of(model), blocks.matrices(model)
     pruned: dict[nn.Parameter, Tensor] = {}
-    for weight in weights.values():
-        parameter = owner.get(weight.untyped_storage().data_ptr())
-        if parameter is None:  # frozen
-            continue
-        whole = pruned.setdefault(parameter, torch.zeros_like(parameter, dtype=torch.bool, requires_grad=False))
-        offset = weight.storage_offset() - parameter.storage_offset()
-        whole.as_strided(weight.shape, weight.stride(), offset).copy_(weight == 0)
-    return Held(model, {name: weight != 0 for name, weight in weights.items()}, tuple(pruned.items()))
+    for name, keep in masks.items():
+        parameter = getattr(found[name].module, found[name].parameter)
+        if parameter.requires_grad:  # a frozen one has no gradient
+            whole = pruned.setdefault(parameter, torch.zeros_like(parameter, dtype=torch.bool, requires_grad=False))
+            found[name].view(whole).copy_(~keep)  # a matrix may be transposed, or one expert of many
+    return Held(model, masks, tuple(pruned.items()))
 
 
 def _ledger(model: PreTrainedModel) -> dict[str, dict]:
