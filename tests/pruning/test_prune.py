@@ -12,6 +12,7 @@ from labkit.errors import LabkitError
 from labkit.ladder import Rung
 from labkit.lineage import lineage
 from labkit.pruning import CRITERIA, Options, blocks, ledger, prune, prune_gradually, schedule, sparsity
+from labkit.pruning.moments import Norms
 
 TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
 MODEL = Rung(32, 2).build().eval()
@@ -53,6 +54,24 @@ def test_kept_weights_everything_else_and_the_model_given_are_untouched(criterio
     for name, tensor in pruned.state_dict().items():
         kept = tensor != 0 if name in inside else torch.ones_like(tensor, dtype=torch.bool)
         assert torch.equal(tensor[kept], dense[name][kept])
+
+
+@pytest.mark.parametrize("criterion", NAMES)
+def test_a_sparsity_of_zero_changes_nothing(criterion):
+    pruned = weights(prune(MODEL, criterion, 0.0, calibration=TOKENS))
+    assert all(np.array_equal(pruned[name], dense) for name, dense in weights(MODEL).items())
+
+
+@pytest.mark.parametrize("asked", ["high", "highest"])
+def test_inputs_are_multiplied_in_fp32_whatever_the_users_setting_which_stays(asked, monkeypatch):
+    seen, add, before = set(), Norms.add, torch.get_float32_matmul_precision()
+    monkeypatch.setattr(Norms, "add", lambda *args: (seen.add(torch.get_float32_matmul_precision()), add(*args)))
+    try:
+        torch.set_float32_matmul_precision(asked)
+        prune(MODEL, "wanda", 0.5, calibration=TOKENS)
+        assert (seen, torch.get_float32_matmul_precision()) == ({"highest"}, asked)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_a_pattern_may_be_asked_for_with_its_own_sparsity():

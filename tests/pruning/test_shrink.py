@@ -203,6 +203,10 @@ def test_a_sparse_model_stays_sparse_and_its_ledger_is_written_anew(tokens):
     assert not hasattr(shrink(head_by_head(), ffn=20, importance="random").config, "labkit_masks")
 
 
+def test_one_neuron_may_be_all_that_stays():
+    assert shrink(head_by_head(), ffn=1, importance="random").model.layers[0].mlp.down_proj.in_features == 1
+
+
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 

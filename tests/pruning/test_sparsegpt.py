@@ -54,18 +54,6 @@ def test_sparsegpt_drops_and_updates_as_llmcompressor_does(asked):
     torch.testing.assert_close(found, ORACLE[f"sparsegpt {asked}"], rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("columns", [1, 3, 4, 10, 257])
-def test_the_hessian_of_which_half_is_computed_is_the_whole_one(columns):
-    x = torch.randn(600, columns, generator=torch.Generator().manual_seed(columns))
-    expected = 2 * x.numpy().astype(np.float64).T @ x.numpy() / len(x)
-    found = Hessian()
-    for part in x.split(250):
-        found.add(part)
-    assert torch.equal(found.value(), found.value().T)
-    np.testing.assert_allclose(found.value(), expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(found.value(), found.take())
-
-
 def problem(seed: int, rows: int = 3, columns: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights (rows, columns) and a well-conditioned Hessian, fp64."""
     generator = torch.Generator().manual_seed(seed)
@@ -157,6 +145,18 @@ def test_a_hopeless_hessian_is_an_error_and_never_an_identity(worst):
         warnings.simplefilter("ignore")
         with pytest.raises(LabkitError, match="is positive definite; got 'layers.3.up, not even with damping 100'"):
             sparsegpt.inverse_factor(torch.diag(torch.tensor([1.0, worst])), "layers.3.up")
+
+
+def test_an_input_that_is_always_zero_loses_its_weights_and_nothing_is_warned_of():
+    model = Rung(32, 1).build().eval()
+    mlp = model.model.layers[0].mlp
+    mlp.up_proj.weight.data[5] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokens = torch.randint(1, 168, (8, 40), generator=torch.Generator().manual_seed(0))
+        found = prune(model, "sparsegpt", 0.125, calibration=tokens).model.layers[0].mlp.down_proj.weight
+    assert not found[:, 5].any() and mlp.down_proj.weight[:, 5].all()
+    assert (found[:, 6:] == 0).float().mean() < 0.2
 
 
 def test_fewer_tokens_than_inputs_are_warned_of_once_with_the_first_matrix():
