@@ -78,9 +78,9 @@ def recover(
     merging) and ``loss_merged_nats`` (merged, zeros destroyed). Held-out rows of a corpus that is not labkit's are the
     batches after those it trained on.
 
-    Raises LabkitError for an unknown method, tokens or a seed that are no whole number, a rank below 1, a learning rate
-    that is not above 0, fewer tokens than one batch, no teacher or one of another vocabulary, matrices that peft cannot
-    adapt, and whatever `labkit.training.train` raises.
+    Raises LabkitError for an unknown method, what is no model, tokens or a seed that are no whole number, a rank below
+    1, a learning rate that is not above 0, fewer tokens than one batch, no teacher or one of another vocabulary,
+    matrices that peft cannot adapt, and whatever `labkit.training.train` raises.
     """
     if method not in METHODS:
         raise unknown("method of recovery", method, METHODS)

@@ -192,7 +192,8 @@ def drop_layers(
     Raises
     ------
     LabkitError
-        ``keep`` out of range; unknown importance; missing or unfit calibration tokens; activations not finite.
+        ``keep`` out of range; unknown importance; a seed that is no whole number; missing or unfit calibration tokens;
+        activations not finite.
     """
     surgery.check_keep(model, keep)
     measure = _named("importance", importance, IMPORTANCES)

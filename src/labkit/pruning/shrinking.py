@@ -52,8 +52,8 @@ def shrink(
     ------
     LabkitError
         Nothing to shrink; a number out of range, not whole or that key-value groups do not allow; a config that
-        cannot state the sizes; an unknown architecture or importance; a seed that is no whole number; missing or unfit calibration tokens, or ones
-        that reach no neuron of an expert; activations that are not finite.
+        cannot state the sizes; an unknown architecture or importance; a seed that is no whole number; missing or unfit
+        calibration tokens, or ones that reach no neuron of an expert; activations that are not finite.
     """
     sizes = anatomy.sizes_of(model)
     asked = {"heads": heads, "ffn": ffn, "width": width, "importance": importance, "seed": seed}
