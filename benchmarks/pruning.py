@@ -4,8 +4,9 @@ OMP_NUM_THREADS=2 python benchmarks/pruning.py                      (ours alone)
 PYTHONPATH=src .venv-oracles/bin/python benchmarks/pruning.py       (with the extra `oracles`: side by side)
 
 Same model, same calibration tokens, same micro-batches for the plain pass. All are timed in one process, in turn, round
-after round, so that what else the machine does strikes all alike; the fastest round counts. Where other work never
-stops, ``OMP_NUM_THREADS=1 … --processor`` counts the process's own processor seconds instead.
+after round, so that what else the machine does strikes all alike; the fastest round counts, and the first is told too
+(on a GPU it also pins the memory in which hidden states wait). Where other work never stops,
+``OMP_NUM_THREADS=1 … --processor`` counts the process's own processor seconds instead.
 The peak of memory is what it grows by from model and tokens being there until the pruned model is, its copy included:
 on a GPU of allocated memory, else of resident memory, in a process for each, which has no earlier peaks.
 
@@ -249,7 +250,7 @@ def measure_memory(asked: argparse.Namespace) -> float:
 
 
 def measure_times(asked: argparse.Namespace) -> dict[str, list[float]]:
-    """Name -> seconds of the fastest round, and MiB, which mean something on a GPU."""
+    """Name -> seconds of the fastest round and of the first, and MiB, which mean something on a GPU."""
     clock = time.process_time if asked.processor else time.perf_counter
     names = [name for name in available() if not asked.work or name in ("plain", *asked.work)]
     run = prepared(asked, names)
@@ -258,7 +259,8 @@ def measure_times(asked: argparse.Namespace) -> dict[str, list[float]]:
         memory = {}
         times = {n: seconds(lambda n=n, m=memory: m.update({n: grown(partial(run, n))}), clock) for n in names}
         rounds.append((times, memory))
-    return {name: [min(times[name] for times, _ in rounds), rounds[0][1][name]] for name in names}
+    (first, memory), *_ = rounds
+    return {name: [min(times[name] for times, _ in rounds), first[name], memory[name]] for name in names}
 
 
 def count_products(asked: argparse.Namespace) -> dict[str, int]:
@@ -317,14 +319,15 @@ def compare(asked: argparse.Namespace) -> None:
     count, unit = asked.sequences * asked.length, "processor s" if asked.processor else "s"
     print(f"Llama {asked.shape} {asked.dtype}, {count:,} calibration tokens, 50 %, {where}", flush=True)
     measured = json.loads(child("--times"))
-    times = {name: spent for name, (spent, _) in measured.items()}
-    memory = {name: most if cuda else float(child("--memory", name)) for name, (_, most) in measured.items()}
+    times = {name: spent for name, (spent, _, _) in measured.items()}
+    memory = {name: most if cuda else float(child("--memory", name)) for name, (_, _, most) in measured.items()}
     products = json.loads(child("--products", "--sequences", "8"))
     for name, spent in times.items():
         plain_passes = f"x{spent / times['plain']:.2f} of a plain pass"
         if name in products:
             plain_passes += f" (products x{products[name] / products['plain']:.2f})"
-        print(f"{name}: {spent:.2f} {unit}, {plain_passes}; peak +{memory[name]:.0f} MiB")
+        first = f" (first {measured[name][1]:.2f})" if asked.repeats > 1 else ""
+        print(f"{name}: {spent:.2f} {unit}{first}, {plain_passes}; peak +{memory[name]:.0f} MiB")
     peers = [name for name in times if name.startswith("llmcompressor")]
     for other in peers:
         if (ours := other.removeprefix("llmcompressor ")) not in times:

@@ -42,7 +42,7 @@ PACKAGES: dict[str, tuple[set[str], ...]] = {
     "plotting": ({"style"},),
     "pruning": (
         {"criteria", "sparsegpt", "streaming", "surgery", "units"},
-        {"anatomy", "calls", "ledger", "masks", "moments"},
+        {"anatomy", "calls", "kernels", "ledger", "masks", "moments", "waiting"},
         {"blocks"},
     ),
 }

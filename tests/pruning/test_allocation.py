@@ -71,8 +71,8 @@ def test_the_model_is_left_as_it_was():
         ({"sparsity": "half"}, r"sparsity lies in \[0, 1\); got 'half'"),
         ({"sparsity": 0.98, "width": 0.2}, r"block's sparsity lies in \[0, 1\); got .* around 0.98.*smaller width"),
         ({"sparsity": 0.5, "calibration": None}, "outlier-weighed sparsity needs calibration tokens; got None"),
-        ({"sparsity": 0.5, "m": 0}, "m is above 0 and width not below; got 'm=0, width=0.08'. The paper's: 5 and 0.08"),
-        ({"sparsity": 0.5, "width": "wide"}, "m is above 0 and width not below; got \"m=5.0, width='wide'\""),
+        ({"sparsity": 0.5, "m": 0}, "m is above 0, and width is 0 or above; got 'm=0, width=0.08'. The paper's: 5 and 0.08"),
+        ({"sparsity": 0.5, "width": "wide"}, "m is above 0, and width is 0 or above; got \"m=5.0, width='wide'\""),
         ({"sparsity": 0.5, "device": "gpu"}, "a device is one that PyTorch can compute on here; got 'gpu'"),
     ],
 )

@@ -48,7 +48,7 @@ def test_masks_are_those_of_the_cpu_and_the_model_stays_there(gpu, criterion, as
     assert {parameter.device.type for parameter in lent.parameters()} == {"cpu"}
     assert sparsity(lent) == 0.5
     there = blocks.matrices(prune(copy.deepcopy(model).to(DEVICE), criterion, calibration=tokens(32), **asked))
-    tipped = {"random": 0.0, "magnitude": 0.0, "wanda": 1e-3, "sparsegpt": 1e-2}[criterion]
+    tipped = {"random": 0.0, "magnitude": 0.0, "wanda": 1e-3, "sparsegpt": 2e-2}[criterion]
     for name, matrix in blocks.matrices(lent).items():
         for other in (here[name].weight, there[name].weight.cpu()):
             assert ((matrix.weight == 0) != (other == 0)).float().mean() <= tipped, name
@@ -83,14 +83,16 @@ def one_micro_batch(gpu: RealGPU | SimulatedGPU, model: LlamaForCausalLM, sequen
 
 @pytest.mark.parametrize(("criterion", "statistic"), [("wanda", Norms), ("sparsegpt", Hessian)])
 def test_memory_is_a_block_its_statistics_and_one_micro_batch(gpu, criterion, statistic):
-    """The model is many times as large, and so are all its activations."""
+    """The model is many times as large, and so are all its activations. A GPU brings the next ones while it computes."""
     model, sequences = built(width=512, layers=4), blocks.micro_batch(LENGTH, torch.device(DEVICE))
     gpu.most(lambda: prune(model, criterion, 0.5, calibration=tokens(4), options=LEND))  # workspaces that stay
     inputs = 3 * [512] + [3 * 512]
     statistics = sum(4 * (size if statistic is Norms else size**2) for size in inputs)
     grown = gpu.most(lambda: prune(model, criterion, 0.5, calibration=tokens(8 * sequences), options=LEND))
-    rounded = 1.1 if isinstance(gpu, RealGPU) else 1.002  # an allocator's blocks; masks and positions
-    assert grown <= statistics + rounded * one_micro_batch(gpu, model, sequences)
+    real = isinstance(gpu, RealGPU)
+    rounded = 1.05 if real else 1.002  # an allocator's blocks; masks and positions
+    following = 4 * sequences * LENGTH * 512 if real else 0
+    assert grown <= statistics + following + rounded * one_micro_batch(gpu, model, sequences)
 
 
 def test_memory_that_runs_out_halves_the_micro_batch_and_changes_nothing_else(gpu):
@@ -102,19 +104,15 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_changes_nothing_else(gp
     assert nearly_the_same_masks(found, expected)
 
 
-def test_activations_of_a_model_on_the_gpu_that_do_not_fit_there_wait_on_the_cpu(gpu):
-    model, sequences = built(width=512, layers=2), 16 * blocks.micro_batch(LENGTH, torch.device(DEVICE))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_activations_of_a_model_on_the_gpu_take_one_micro_batch_of_it(gpu, dtype):
+    model = built(width=512, layers=2).to(dtype)
+    few, many = (count * blocks.micro_batch(LENGTH, torch.device(DEVICE)) for count in (2, 16))
     there = copy.deepcopy(model).to(DEVICE)
-    expected = prune(there, "wanda", 0.5, calibration=tokens(sequences))
-    activations = 4 * sequences * LENGTH * model.config.hidden_size
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    # A copy of the model, those and embeddings fit, a micro-batch in a block does in their place.
-    with gpu.at_most(int(weights + 1.15 * activations)), warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        found = prune(there, "wanda", 0.5, calibration=tokens(sequences))
-    told = "out of memory in model.layers.0: activations wait on the CPU from here on"
-    assert [str(warning.message) for warning in warned] == [told]
-    assert nearly_the_same_masks(found, expected)
+    prune(there, "wanda", 0.5, calibration=tokens(4))  # workspaces that stay
+    grown = [gpu.most(lambda n=n: prune(there, "wanda", 0.5, calibration=tokens(n))) for n in (few, many)]
+    activations = dtype.itemsize * (many - few) * LENGTH * model.config.hidden_size
+    assert grown[1] - grown[0] < 0.1 * activations
 
 
 @needs_a_gpu
@@ -156,5 +154,4 @@ def test_any_amount_of_memory_gives_the_same_masks_or_an_error(criterion, propag
                     assert nearly_the_same_masks(found, expected)
                     answers |= {str(warning.message).split(": ")[-1] for warning in warned}
             assert gpu.allocated == before
-    waits = {"activations wait on the CPU from here on"} if there else set()
-    assert answers >= {"error", "on with 4 calibration sequences at a time"} | waits
+    assert answers >= {"error", "on with 4 calibration sequences at a time"}

@@ -210,24 +210,6 @@ def test_embeddings_that_run_out_of_memory_halve_the_micro_batch_too():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_memory_that_runs_out_first_sends_hidden_states_elsewhere_to_the_cpu():
-    model = Rung(32, 2).build().eval()
-    expected = walked(model, TOKENS)["model.layers.0.mlp.down_proj"]
-    stream = streaming._Stream(model, TOKENS, None)
-    stream.home = torch.device("cuda")  # as it would be
-    fails = iter([True])
-
-    def check(*_: object) -> None:
-        if next(fails, False):
-            raise torch.OutOfMemoryError("simulated")
-
-    model.model.layers[0].mlp.register_forward_pre_hook(check)
-    with torch.no_grad(), pytest.warns(UserWarning, match="memory in model.layers.0: activations wait on the CPU"):
-        found = stream.gather(0, "model.layers.0", Norms, advance=False)
-    assert (stream.home.type, stream.size) == ("cpu", 4)
-    torch.testing.assert_close(found["model.layers.0.mlp.down_proj"].value(), expected)
-
-
 def test_one_sequence_that_does_not_fit_is_an_error():
     model = Rung(32, 2).build().eval()
     fails_above(model, rows=0)
@@ -292,8 +274,8 @@ def test_rows_that_do_not_compete_may_be_scored_some_at_a_time(monkeypatch, opti
 
 
 @pytest.mark.parametrize("kind", [Norms, Hessian])
-def test_more_sequences_take_the_memory_of_their_hidden_states_and_no_more(kind):
-    """Of a model on a GPU they wait there."""
+def test_more_sequences_take_no_more_memory_of_a_gpu(kind):
+    """Their hidden states wait on the CPU, though the model is there."""
 
     def grown(sequences: int) -> int:
         tokens = torch.randint(1, 168, (sequences, 12), generator=torch.Generator().manual_seed(0)).to("cuda")
@@ -302,5 +284,4 @@ def test_more_sequences_take_the_memory_of_their_hidden_states_and_no_more(kind)
     with SimulatedGPU() as gpu:
         model = Rung(32, 2).build().eval().to("cuda")
         few, many = grown(8), grown(64)
-    waiting, extremes = (64 - 8) * 12 * 32 * 4, (64 - 8) // 4 * 2 * ROUNDED_TO  # two numbers of each micro-batch
-    assert waiting <= many - few <= waiting + extremes
+    assert 0 <= many - few <= (64 - 8) // 4 * 2 * ROUNDED_TO  # two numbers of each micro-batch

@@ -79,7 +79,7 @@ def prune(
         For ``"random"``.
     options
         How the blocks are gone through: on which device, in a job that can be resumed, in one pass. Memory that runs
-        out sends the activations of a model on a GPU to the CPU, and then halves the micro-batch. Both are warned of.
+        out halves the micro-batch, which is warned of.
 
     Raises
     ------

@@ -36,7 +36,7 @@ def outlier_weighed(
     """
     masks.check_sparsity(sparsity)
     if not (isinstance(m, Real) and m > 0 and isinstance(width, Real) and width >= 0):
-        raise LabkitError("m is above 0 and width not below", f"m={m!r}, width={width!r}", "The paper's: 5 and 0.08.")
+        raise LabkitError("m is above 0, and width is 0 or above", f"m={m!r}, width={width!r}", "The paper's: 5 and 0.08.")
     blocks.check_device(device)
     tokens = blocks.check_calibration(model, calibration, "outlier-weighed sparsity")
     found = blocks.matrices(model)

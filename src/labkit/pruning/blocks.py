@@ -210,11 +210,12 @@ def must_fit(what: str, name: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
+        # Its traceback would hold the memory: from Python 3.12 on it and its frames refer to each other.
         raise LabkitError(
             f"{what} fit into the device's memory",
             f"out of memory in {name}",
             "Let the model stay on the CPU, with Options(device='cuda'); if it does, prune it there, device='cpu'.",
-        ) from error
+        ) from error.with_traceback(None)
 
 
 def micro_batches(tokens: Tensor) -> Sequence[Tensor]:

@@ -54,8 +54,8 @@ class Options:
     propagate: a block is run again once it is pruned, as the papers do, so that the next is calibrated on what it then
         gives. Without, all are calibrated on the dense model, in one pass instead of two.
     device: where blocks are computed, e.g. ``"cuda"``; default: where the model is. A model on the CPU stays there but
-        for one block at a time, and activations but for one micro-batch. With a model on a GPU activations are there
-        too, as long as they fit.
+        for one block at a time. Activations are on the CPU but for two micro-batches: one that a GPU computes with, and
+        one on its way.
     folder: every block that is done is kept there, and the same call after a crash goes on from the last one.
     """
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -28,10 +30,14 @@ def record_masks(model: PreTrainedModel) -> None:
     after whatever changes the pattern or the matrices' names on purpose. A model without zeros has no ledger.
     """
     recorded = {}
-    for name, weight in _weights(model).items():
-        zero = weight == 0
-        if zeros := int(zero.count_nonzero()):
-            recorded[name] = {"sparsity": zeros / zero.numel(), "shape": [*zero.shape], "sha256": _hash(zero)}
+    with ThreadPoolExecutor() as threads:
+        for name, weight in _weights(model).items():
+            zero = weight == 0
+            if zeros := int(zero.count_nonzero()):
+                digest = threads.submit(hashlib.sha256, _bits(zero))
+                recorded[name] = {"sparsity": zeros / zero.numel(), "shape": [*zero.shape], "sha256": digest}
+    for entry in recorded.values():
+        entry["sha256"] = entry["sha256"].result().hexdigest()
     if recorded:
         setattr(model.config, FIELD, recorded)
     elif hasattr(model.config, FIELD):
@@ -151,13 +157,18 @@ def _recorded_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _hash(zero: Tensor) -> str:
-    """sha256 of a pattern (outputs, inputs), packed to bits row by row, as `numpy.packbits` does."""
+    """sha256 of a pattern (outputs, inputs)."""
+    return hashlib.sha256(_bits(zero)).hexdigest()
+
+
+def _bits(zero: Tensor) -> np.ndarray:
+    """A pattern (outputs, inputs) packed row by row, as `numpy.packbits` does."""
     bits = zero.flatten().view(torch.uint8)
     bits = nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
     packed = bits.new_zeros(len(bits))  # where the matrix is: an eighth leaves a GPU
     for bit in bits.unbind(1):
         packed.mul_(2).add_(bit)
-    return hashlib.sha256(packed.cpu().numpy()).hexdigest()
+    return packed.cpu().numpy()
 
 
 def _raise(wrong: list[str]) -> None:

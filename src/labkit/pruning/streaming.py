@@ -1,9 +1,9 @@
 """Walking over the decoder blocks with calibration tokens: one block and one micro-batch on the device at a time.
 
-The hidden states of all sequences wait where the model is, or on the CPU if they do not fit there. A block is brought
-to the device, the statistics of its matrices' inputs are gathered from one micro-batch after another, the caller prunes
-it, and it is run again with what the pruned weights give for the next block. The device memory that a model on the CPU
-takes is one block, its statistics, and what one micro-batch takes.
+The hidden states of all sequences wait on the CPU. A block is brought to the device, the statistics of its matrices'
+inputs are gathered from one micro-batch after another, the caller prunes it, and it is run again with what the pruned
+weights give for the next block. The device memory that this takes is one block, its statistics, what one micro-batch
+takes, and the hidden states of the next, which are on their way.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from labkit.errors import LabkitError
-from labkit.pruning import blocks
+from labkit.pruning import blocks, kernels
 from labkit.pruning.blocks import Matrix
 from labkit.pruning.calls import Call, Inputs, calls_of, returned
 from labkit.pruning.moments import Norms, Statistic
+from labkit.pruning.waiting import HiddenStates
 
 
 @torch.no_grad()
@@ -43,9 +44,9 @@ def walk(
     gathered and an empty dict is yielded, and so for all blocks if ``statistic`` is None, where ``tokens`` are not
     looked at.
 
-    Memory that runs out sends the hidden states to the CPU, if they are elsewhere, or else halves the micro-batch, with
-    a warning. Raises LabkitError if a block or one sequence is still too much, if inputs or outputs of a block are not
-    finite, or if no token reaches a matrix. The model must be in eval mode.
+    Memory that runs out halves the micro-batch, with a warning. Raises LabkitError if a block or one sequence is still
+    too much, if inputs or outputs of a block are not finite, or if no token reaches a matrix. The model must be in eval
+    mode.
     """
     prefix, layers = blocks.decoder_blocks(model)
     stream = None if statistic is None else _Stream(model, tokens, device)
@@ -74,23 +75,16 @@ class _Stream:
         self.calls: dict[int, list[Call]] = {}  # sequences in a micro-batch -> each block's
         self.known: dict[tuple[str, ...], tuple[list[int], bool]] = {}  # the inside of a block -> `_sharing`
         self.extremes: list[Tensor] = []  # lowest and highest of each part of a block's outputs, NaN if there is one
-        self.home = model.device
-        self.hidden = torch.empty(0)  # (sequences, time, width), there
+        self.hidden: HiddenStates | None = None  # of all sequences, made with the first
         self._in_parts(self._embed, "the embeddings")
-
-    @property
-    def pinned(self) -> bool:
-        """Whether the hidden states wait in memory that the GPU copies by itself, and several times as fast."""
-        return self.device.type == "cuda" and self.home.type == "cpu"
 
     def _embed(self, part: slice) -> None:
         """Keep what some of the sequences are before the first block, and how the model calls its blocks with them."""
         size = part.stop - part.start
         hidden, calls = calls_of(self.model, self.layers, self.tokens[part], self.returns)
         if not part.start:
-            shape = (len(self.tokens), *hidden.shape[1:])
-            self.hidden = torch.empty(shape, dtype=hidden.dtype, device=self.home, pin_memory=self.pinned)
-        self.hidden[part].copy_(hidden, non_blocking=self.pinned)
+            self.hidden = HiddenStates((len(self.tokens), *hidden.shape[1:]), hidden.dtype, self.device)
+        self.hidden.put(part, hidden)
         if size not in self.calls:
             self.calls[size] = _to(calls, self.device, {})
         elif part.start == size and not _same(self.calls[size], _to(calls, self.device, {})):
@@ -174,14 +168,15 @@ class _Stream:
             calls = calls_of(self.model, self.layers, self.tokens[part], self.returns)[1]
             self.calls[size] = _to(calls, self.device, {})
         args, kwargs = self.calls[size][number]
-        hidden = self.hidden[part].to(self.device, non_blocking=self.pinned)
-        output = self.layers[number](hidden, *args, **kwargs)
+        block = self.layers[number]
+        with kernels.better(block, self.device):
+            output = block(self.hidden.take(part), *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     def _put(self, part: slice, output: Tensor) -> None:
         """Keep the output of a block for some of the sequences. Nothing here waits for the GPU."""
         self.extremes += torch.aminmax(output)
-        self.hidden[part].copy_(output, non_blocking=self.pinned)
+        self.hidden.put(part, output)
 
     def _check_finite(self, name: str) -> None:
         """Raise LabkitError if an output that was kept for the block is not finite."""
@@ -196,21 +191,9 @@ class _Stream:
             try:
                 step(part)
             except torch.OutOfMemoryError:
-                if self.home.type == "cpu":
-                    self._halve(part.stop - part.start, name)
-                else:
-                    self._unload(name)
+                self._halve(part.stop - part.start, name)
             else:
                 start = part.stop
-
-    def _unload(self, name: str) -> None:
-        """Let the hidden states wait on the CPU from here on."""
-        self.home = torch.device("cpu")
-        self.hidden = self.hidden.cpu()
-        if self.pinned:
-            self.hidden = self.hidden.pin_memory()
-            torch.cuda.empty_cache()
-        warnings.warn(f"out of memory in {name}: activations wait on the CPU from here on", stacklevel=2)
 
     def _halve(self, size: int, name: str) -> None:
         if size == 1:
@@ -221,6 +204,8 @@ class _Stream:
             )
         self.size = size // 2
         self.calls = {}  # masks of batches that large are not needed again
+        if self.hidden is not None:
+            self.hidden.release()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         warnings.warn(f"out of memory in {name}: on with {self.size} calibration sequences at a time", stacklevel=2)

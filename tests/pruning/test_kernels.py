@@ -1,0 +1,106 @@
+"""Better kernels of a GPU compute what the modules of transformers do, and are gone afterwards."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from gpus import SimulatedGPU
+from torch import nn
+from torch.nn import functional as F
+
+from labkit.pruning import blocks, kernels
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shared_by", [1, 3])
+def test_repeated_heads_are_what_several_share(dtype, shared_by):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, heads, 8, 16, generator=generator).to(dtype) for heads in (6, 6 // shared_by, 6 // shared_by)
+    )
+    with kernels.RepeatedHeads():
+        found = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True, scale=0.3)
+    scores = query.double() @ key.double().repeat_interleave(shared_by, 1).mT * 0.3
+    scores = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf)
+    expected = scores.softmax(-1) @ value.double().repeat_interleave(shared_by, 1)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+def test_attention_without_shared_heads_is_left_alone():
+    query, key, value = torch.randn(3, 1, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(4, 4).tril().bool()
+    with kernels.RepeatedHeads():
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    assert torch.equal(found, F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+
+
+NORMS = {"llama": True, "qwen3": True, "phi3": True, "olmo2": True, "gemma2": False, "t5gemma": False}
+"""Architecture -> whether its norm is the weights times x / √(mean x² + ε); Gemma's is (1 + weights) times it."""
+
+
+@pytest.mark.parametrize(("architecture", "plain"), NORMS.items())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_norms_are_known_by_what_they_compute(architecture, plain, dtype):
+    module = importlib.import_module(f"transformers.models.{architecture}.modeling_{architecture}")
+    kind = next(vars(module)[name] for name in dir(module) if name.endswith("RMSNorm"))
+    assert kernels._is_rms_norm(kind) == plain
+    if plain:
+        generator = torch.Generator().manual_seed(0)
+        norm, hidden = kind(32, eps=0.01).to(dtype), torch.randn(7, 32, generator=generator).to(dtype)
+        nn.init.normal_(norm.weight, generator=generator)
+        exact = hidden.double() / (hidden.double().square().mean(-1, keepdim=True) + 0.01).sqrt() * norm.weight.double()
+        for found in (kernels.rms_norm(norm, hidden), norm(hidden)):
+            torch.testing.assert_close(found.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_norms_that_cannot_be_made_alone_are_left_alone():
+    class OddRMSNorm(nn.Module):
+        def __init__(self, config) -> None:
+            self.width = config.width
+
+    assert not kernels._is_rms_norm(OddRMSNorm)
+    assert not kernels._is_rms_norm(nn.LayerNorm)
+
+
+@torch.no_grad()
+def test_every_architecture_gives_the_same_with_them_and_is_the_same_after_them(decoder, tokens, monkeypatch):
+    """On the CPU, told that it were a GPU."""
+    _, layers = blocks.decoder_blocks(decoder)
+    whole = decoder(input_ids=tokens, use_cache=False).logits
+    for layer in layers:
+        with kernels.better(layer, torch.device("cpu")):
+            assert not any("forward" in vars(module) for module in layer.modules())
+
+        def forward(*args: object, call=layer.forward, layer=layer, **kwargs: object) -> object:
+            with kernels.better(layer, GPU):
+                return call(*args, **kwargs)
+
+        monkeypatch.setattr(layer, "forward", forward)
+    torch.testing.assert_close(decoder(input_ids=tokens, use_cache=False).logits, whole, rtol=1e-4, atol=1e-5)
+    assert not any("forward" in vars(module) for layer in layers for module in layer.modules() if module is not layer)
+
+
+def test_a_forward_that_somebody_has_put_there_stays():
+    class Norm(nn.RMSNorm):
+        pass
+
+    block = nn.ModuleDict({"one": nn.RMSNorm(4), "other": nn.RMSNorm(4)})
+    block["one"].forward = own = lambda hidden: hidden
+    with pytest.raises(KeyError), kernels.better(block, GPU):
+        assert block["one"].forward is own and "forward" in vars(block["other"])
+        raise KeyError
+    assert block["one"].forward is own and "forward" not in vars(block["other"])
+
+
+def test_half_precision_keeps_the_attention_that_shares_heads(monkeypatch):
+    """Its fused kernels know them."""
+    inside = []
+    monkeypatch.setattr(kernels.RepeatedHeads, "__enter__", lambda self: inside.append(self))
+    monkeypatch.setattr(kernels.RepeatedHeads, "__exit__", lambda *_: None)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with kernels.better(nn.Linear(2, 2, dtype=dtype), GPU):
+            assert len(inside) == 1
