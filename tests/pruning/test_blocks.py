@@ -151,3 +151,15 @@ def test_finite_is_what_isfinite_says(dtype, bad):
 def test_a_micro_batch_on_a_cpu_is_2048_tokens_or_one_sequence(length, sequences):
     assert blocks.micro_batch(length, torch.device("cpu")) == sequences
     assert [len(part) for part in blocks.micro_batches(torch.zeros(2 * sequences, length))] == [sequences] * 2
+
+
+def test_an_error_about_memory_does_not_hold_it():
+    """The frames of the work that ran out are not reached from it."""
+
+    def work() -> None:
+        raise torch.OutOfMemoryError("simulated")
+
+    with pytest.raises(LabkitError, match="a thing fit into the device's memory; got 'out of memory in w'") as caught:
+        with blocks.must_fit("a thing", "w"):
+            work()
+    assert str(caught.value.__cause__) == "simulated" and caught.value.__cause__.__traceback__ is None

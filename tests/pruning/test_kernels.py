@@ -9,8 +9,9 @@ import torch
 from gpus import SimulatedGPU
 from torch import nn
 from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from labkit.pruning import blocks, kernels
+from labkit.pruning import blocks, kernels, streaming
 
 GPU = torch.device("cuda")
 
@@ -82,6 +83,29 @@ def test_every_architecture_gives_the_same_with_them_and_is_the_same_after_them(
         monkeypatch.setattr(layer, "forward", forward)
     torch.testing.assert_close(decoder(input_ids=tokens, use_cache=False).logits, whole, rtol=1e-4, atol=1e-5)
     assert not any("forward" in vars(module) for layer in layers for module in layer.modules() if module is not layer)
+
+
+def test_a_walk_uses_them_on_a_gpu_alone(monkeypatch):
+    """Two norms in each of two blocks, whose keys two heads share."""
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=None,
+    )  # fmt: skip
+    model, tokens, used = LlamaForCausalLM(config).eval(), torch.arange(64)[None], []
+    rms_norm, attention = kernels.rms_norm, kernels.RepeatedHeads.__torch_function__
+
+    def attend(self: kernels.RepeatedHeads, function: object, *args: object) -> object:
+        used.extend([function] if function is F.scaled_dot_product_attention else [])
+        return attention(self, function, *args)
+
+    monkeypatch.setattr(kernels, "rms_norm", lambda norm, hidden: used.append(norm) or rms_norm(norm, hidden))
+    monkeypatch.setattr(kernels.RepeatedHeads, "__torch_function__", attend)
+    list(streaming.walk(model, tokens))
+    assert not used
+    with SimulatedGPU():
+        list(streaming.walk(model.to(GPU), tokens.to(GPU)))
+    expected = [module for module in model.model.layers.modules() if type(module).__name__ == "LlamaRMSNorm"]
+    assert [norm for norm in expected if norm in used] == expected and F.scaled_dot_product_attention in used
 
 
 def test_a_forward_that_somebody_has_put_there_stays():

@@ -13,6 +13,7 @@ from labkit.errors import LabkitError
 from labkit.ladder import Rung
 from labkit.pruning import blocks, engine, masks, prune, sparsegpt, streaming
 from labkit.pruning.moments import Hessian, Norms
+from labkit.pruning.waiting import HiddenStates
 
 TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
 
@@ -184,13 +185,15 @@ def fails_above(model, rows: int, where: str = "input_layernorm") -> None:
 
 @pytest.mark.parametrize("where", ["input_layernorm", "post_attention_layernorm", "mlp.act_fn"])
 @pytest.mark.parametrize("kind", [Norms, Hessian])
-def test_out_of_memory_halves_the_micro_batch_says_so_and_changes_nothing_else(kind, where):
-    """Wherever in a block: what was counted before is not counted again."""
-    model = Rung(32, 2).build().eval()
+def test_out_of_memory_halves_the_micro_batch_says_so_and_changes_nothing_else(kind, where, monkeypatch):
+    """Wherever in a block: what was counted before is not counted again. Buffers of the larger size are let go."""
+    model, released = Rung(32, 2).build().eval(), []
+    monkeypatch.setattr(HiddenStates, "release", lambda states: released.append(states))
     expected = walked(model, TOKENS, kind)
     fails_above(model, rows=1, where=where)
     with pytest.warns(UserWarning, match="out of memory in model.layers.0: on with 1 calibration sequences at a time"):
         found = walked(model, TOKENS, kind)
+    assert len(released) == 2  # of 4 sequences, then of 2
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 

@@ -53,6 +53,7 @@ def test_passes_that_read_and_passes_that_write(waiting, sequences, size):
         states.put(part, numbers[:, None, None].expand(-1, 256, 64))
     numbers = torch.arange(sequences, dtype=torch.float32)
     for block in range(4):
+        assert states.take(slice(0, 1)).shape == (1, 256, 64)  # one sequence alone, as to see what is shared
         for replaced in (False, False, True):
             for part in parts(sequences, size):
                 taken = states.take(part)
@@ -91,8 +92,11 @@ def test_parts_that_get_smaller_on_the_way(waiting):
     states = waiting(8, 4, 4)
     for part in parts(8, 4):
         states.put(part, torch.full((4, 4, 4), float(part.start), device=states.device))
-    states.take(slice(0, 4))
+    for part in parts(8, 4):
+        states.release()  # the second is on its way
+        assert torch.equal(states.take(part).cpu(), torch.full((4, 4, 4), float(part.start)))
     states.release()
+    states.take(slice(7, 8))  # the last of a pass may be fewer than those of the next
     for size in (2, 1):
         for part in parts(8, size):
             assert torch.equal(states.take(part).cpu(), torch.full((size, 4, 4), part.start // 4 * 4.0))
