@@ -9,11 +9,26 @@ import torch
 from gpus import SimulatedGPU
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
 
 from labkit.pruning import blocks, kernels, streaming
 
 GPU = torch.device("cuda")
+
+
+class Attention(TorchFunctionMode):
+    """Notes heads of queries, keys and values, and whether they may be shared, of what is asked of PyTorch in the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads: list[tuple[int, int, int, bool]] = []
+
+    def __torch_function__(self, function: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        if function is F.scaled_dot_product_attention:
+            self.heads.append((*(each.shape[-3] for each in args[:3]), (kwargs or {}).get("enable_gqa", False)))
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -23,8 +38,9 @@ def test_repeated_heads_are_what_several_share(dtype, shared_by):
     query, key, value = (
         torch.randn(2, heads, 8, 16, generator=generator).to(dtype) for heads in (6, 6 // shared_by, 6 // shared_by)
     )
-    with kernels.RepeatedHeads():
+    with Attention() as attention, kernels.RepeatedHeads():
         found = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True, scale=0.3)
+    assert attention.heads == [(6, 6, 6, False)]
     scores = query.double() @ key.double().repeat_interleave(shared_by, 1).mT * 0.3
     scores = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -torch.inf)
     expected = scores.softmax(-1) @ value.double().repeat_interleave(shared_by, 1)
@@ -63,8 +79,21 @@ def test_norms_that_cannot_be_made_alone_are_left_alone():
         def __init__(self, config) -> None:
             self.width = config.width
 
-    assert not kernels._is_rms_norm(OddRMSNorm)
-    assert not kernels._is_rms_norm(nn.LayerNorm)
+    class PickyRMSNorm(nn.Module):
+        def __init__(self, width: int) -> None:
+            raise ValueError(width)
+
+    assert not any(map(kernels._is_rms_norm, (OddRMSNorm, PickyRMSNorm, nn.LayerNorm)))
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm(8, elementwise_affine=False), Gemma3nRMSNorm(8, with_scale=False)], ids=str)
+def test_norms_without_weights_are_left_alone(norm):
+    """Others of their class have some."""
+    assert kernels._is_rms_norm(type(norm))
+    hidden = torch.linspace(-1, 2, 16).view(2, 8)
+    with kernels.better(nn.Sequential(norm, nn.Linear(8, 8)), GPU):
+        assert "forward" not in vars(norm)
+        torch.testing.assert_close(norm(hidden), hidden / hidden.square().mean(-1, keepdim=True).sqrt())
 
 
 @torch.no_grad()
@@ -91,21 +120,16 @@ def test_a_walk_uses_them_on_a_gpu_alone(monkeypatch):
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, pad_token_id=None,
     )  # fmt: skip
-    model, tokens, used = LlamaForCausalLM(config).eval(), torch.arange(64)[None], []
-    rms_norm, attention = kernels.rms_norm, kernels.RepeatedHeads.__torch_function__
-
-    def attend(self: kernels.RepeatedHeads, function: object, *args: object) -> object:
-        used.extend([function] if function is F.scaled_dot_product_attention else [])
-        return attention(self, function, *args)
-
+    model, tokens, used, rms_norm = LlamaForCausalLM(config).eval(), torch.arange(64)[None], [], kernels.rms_norm
     monkeypatch.setattr(kernels, "rms_norm", lambda norm, hidden: used.append(norm) or rms_norm(norm, hidden))
-    monkeypatch.setattr(kernels.RepeatedHeads, "__torch_function__", attend)
-    list(streaming.walk(model, tokens))
-    assert not used
-    with SimulatedGPU():
-        list(streaming.walk(model.to(GPU), tokens.to(GPU)))
-    expected = [module for module in model.model.layers.modules() if type(module).__name__ == "LlamaRMSNorm"]
-    assert [norm for norm in expected if norm in used] == expected and F.scaled_dot_product_attention in used
+    with Attention() as attention:
+        list(streaming.walk(model, tokens))
+    assert not used and {*attention.heads} == {(4, 2, 2, True)}
+    with SimulatedGPU(), Attention() as attention:
+        model, tokens = model.to(GPU), tokens.to(GPU)
+        list(streaming.walk(model, tokens))
+    assert {*attention.heads[1:]} == {(4, 4, 4, False)}  # the first, of eight tokens, tells what a block returns
+    assert {*used} == {module for module in model.model.layers.modules() if type(module).__name__ == "LlamaRMSNorm"}
 
 
 def test_a_forward_that_somebody_has_put_there_stays():

@@ -7,7 +7,11 @@ import contextlib
 import pytest
 import torch
 from gpus import needs_a_gpu
+from torch import nn
 
+from labkit.ladder import Rung
+from labkit.pruning import blocks, streaming
+from labkit.pruning.moments import Hessian, Norms
 from labkit.pruning.waiting import HiddenStates
 
 
@@ -23,6 +27,14 @@ class AtOnce:
     def synchronize(self) -> None: ...
 
 
+def copying_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU is taken for a GPU by what uses streams."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: AtOnce())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+
+
 @pytest.fixture(params=["here", "at once", pytest.param("real", marks=needs_a_gpu)])
 def waiting(request, monkeypatch):
     """A function that makes states of a shape, on the CPU, on a GPU that copies at once, or on one."""
@@ -32,9 +44,7 @@ def waiting(request, monkeypatch):
         states = HiddenStates(shape, torch.float32, device)
         if request.param == "at once":
             states.copies = AtOnce()
-            monkeypatch.setattr(torch.cuda, "current_stream", lambda device: AtOnce())
-            monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-            monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+            copying_at_once(monkeypatch)
         return states
 
     return make
@@ -87,16 +97,75 @@ def test_python_may_be_far_ahead_of_the_gpu():
     assert torch.equal(states.states, (start * 64).cpu())
 
 
-def test_parts_that_get_smaller_on_the_way(waiting):
-    """As when memory runs out: what was brought ahead does not fit any more."""
-    states = waiting(8, 4, 4)
+def filled(states: HiddenStates) -> HiddenStates:
+    """Each of 8 sequences is its number."""
     for part in parts(8, 4):
-        states.put(part, torch.full((4, 4, 4), float(part.start), device=states.device))
+        numbers = torch.arange(part.start, part.stop, dtype=torch.float32, device=states.device)
+        states.put(part, numbers[:, None, None].expand(-1, 4, 4))
+    return states
+
+
+def numbers_in(taken: torch.Tensor) -> list[float]:
+    assert torch.equal(taken.amin((1, 2)), taken.amax((1, 2)))
+    return taken[:, 0, 0].tolist()
+
+
+def test_parts_of_another_size_after_a_release(waiting):
+    """As when memory runs out: what was brought ahead does not fit any more. The last of a pass may be fewer."""
+    states = filled(waiting(8, 4, 4))
     for part in parts(8, 4):
         states.release()  # the second is on its way
-        assert torch.equal(states.take(part).cpu(), torch.full((4, 4, 4), float(part.start)))
+        assert numbers_in(states.take(part)) == list(range(part.start, part.stop))
     states.release()
-    states.take(slice(7, 8))  # the last of a pass may be fewer than those of the next
-    for size in (2, 1):
+    assert numbers_in(states.take(slice(7, 8))) == [7]
+    for size in (2, 1, 4, 8):
         for part in parts(8, size):
-            assert torch.equal(states.take(part).cpu(), torch.full((size, 4, 4), part.start // 4 * 4.0))
+            assert numbers_in(states.take(part)) == list(range(part.start, part.stop))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_pass_whose_parts_get_smaller_from_the_second_on(waiting, replaced):
+    states, taken = filled(waiting(8, 4, 4)), []
+    for number, part in enumerate([slice(0, 4), slice(4, 6), slice(6, 8), slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]):
+        if number == 1:
+            states.take(slice(4, 8))  # in whose middle it ran out
+            states.release()
+        taken += numbers_in(found := states.take(part))
+        if replaced:
+            states.put(part, found + 100)
+    assert taken == [*range(8), *(number + 100 * replaced for number in range(8))]
+
+
+@pytest.mark.parametrize("kind", [Norms, Hessian])
+@pytest.mark.parametrize("changes", [True, False])
+def test_memory_that_runs_out_anywhere_changes_no_statistic(monkeypatch, kind, changes):
+    """Of a GPU that copies at once: each micro-batch of each pass in turn is halved."""
+    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cpu", 4 * 12)
+    copying_at_once(monkeypatch)
+    init = HiddenStates.__init__
+    monkeypatch.setattr(HiddenStates, "__init__", lambda self, *args: init(self, *args) or setattr(self, "copies", AtOnce()))
+    model = Rung(32, 3).build(seed=0).eval()
+    tokens = torch.randint(1, 168, (12, 12), generator=torch.Generator().manual_seed(0))
+    sizes: list[int] = []
+    failing = None
+
+    def check(module: nn.Module, args: tuple) -> None:
+        sizes.append(len(args[0]))
+        if len(sizes) - 1 == failing:
+            raise torch.OutOfMemoryError("simulated")
+
+    def walked() -> dict[str, torch.Tensor]:
+        sizes.clear()
+        steps = streaming.walk(model, tokens, kind, changes=changes)
+        return {name: statistic.value() for step in steps for name, statistic in step.items()}
+
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(check)
+    expected = walked()
+    can_fail = [call for call, size in enumerate(sizes) if size > 1]
+    assert len(can_fail) == 3 * (5 if changes else 3)  # of three blocks, the last of which is not run again
+    for failing in can_fail:
+        with pytest.warns(UserWarning, match="on with 2 calibration sequences at a time"):
+            found = walked()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)

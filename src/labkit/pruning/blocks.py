@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -204,18 +204,26 @@ def of_device(sizes: Mapping[str, int], device: torch.device) -> int:
     return sizes.get(device.type, sizes["cpu"])
 
 
-@contextlib.contextmanager
-def must_fit(what: str, name: str) -> Iterator[None]:
-    """Raise LabkitError if memory runs out inside the with, where nothing can be done about it."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        # Its traceback would hold the memory: from Python 3.12 on it and its frames refer to each other.
-        raise LabkitError(
-            f"{what} fit into the device's memory",
-            f"out of memory in {name}",
-            "Let the model stay on the CPU, with Options(device='cuda'); if it does, prune it there, device='cpu'.",
-        ) from error.with_traceback(None)
+class must_fit:  # noqa: N801
+    """Raise LabkitError if memory runs out inside the with, where nothing can be done about it.
+
+    The error does not hold the memory, as the frames of the work that ran out would. So it is no generator: those refer
+    to their frames from the outside.
+    """
+
+    def __init__(self, what: str, name: str) -> None:
+        self.what, self.name = what, name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, frames: TracebackType | None) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            del frames
+            raise LabkitError(
+                f"{self.what} fit into the device's memory",
+                f"out of memory in {self.name}",
+                "Let the model stay on the CPU, with Options(device='cuda'); if it does, prune it there, device='cpu'.",
+            ) from error.with_traceback(None)
 
 
 def micro_batches(tokens: Tensor) -> Sequence[Tensor]:

@@ -22,8 +22,12 @@ def better(block: nn.Module, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    # What somebody has put in the place of a module's own forward stays.
-    norms = [module for module in block.modules() if _is_rms_norm(type(module)) and "forward" not in vars(module)]
+    # What somebody has put in the place of a module's own forward stays. Some norms have no weights.
+    norms = [
+        module
+        for module in block.modules()
+        if _is_rms_norm(type(module)) and "forward" not in vars(module) and getattr(module, "weight", None) is not None
+    ]
     try:
         for norm in norms:
             norm.forward = functools.partial(rms_norm, norm)
@@ -43,17 +47,16 @@ class RepeatedHeads(TorchFunctionMode):
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = dict(kwargs or {})
-        if function is F.scaled_dot_product_attention and kwargs.pop("enable_gqa", False):
-            query, key, value = args
-            heads = query.shape[-3] // key.shape[-3]
-            args = query, key.repeat_interleave(heads, -3), value.repeat_interleave(heads, -3)
+        if function is F.scaled_dot_product_attention and len(args) == 3 and kwargs.pop("enable_gqa", False):
+            query, *shared = args
+            args = query, *(each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in shared)
         return function(*args, **kwargs)
 
 
-def rms_norm(module: nn.Module, hidden: Tensor) -> Tensor:
-    """What a norm of transformers computes in six kernels, each of which reads or writes all of ``hidden``, in one."""
+def rms_norm(module: nn.Module, hidden_states: Tensor) -> Tensor:
+    """What a norm of transformers computes in six kernels, each of which reads or writes all of its input, in one."""
     epsilon = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
-    return F.rms_norm(hidden, module.weight.shape, module.weight, epsilon)
+    return F.rms_norm(hidden_states, module.weight.shape, module.weight, epsilon)
 
 
 @functools.cache
@@ -61,7 +64,7 @@ def _is_rms_norm(kind: type[nn.Module]) -> bool:
     """Whether `rms_norm` is what modules of a class compute. Its name does not tell: Gemma's adds 1 to the weights."""
     if not kind.__name__.endswith("RMSNorm"):
         return False
-    with torch.device("cpu"), torch.no_grad(), contextlib.suppress(TypeError, AttributeError):  # is made otherwise
+    with torch.device("cpu"), torch.no_grad(), contextlib.suppress(Exception):  # some are made otherwise
         module, hidden = kind(8), torch.linspace(-2, 3, 16).view(2, 8)
         module.weight.copy_(torch.linspace(0.5, 2, 8))
         return torch.allclose(module(hidden), rms_norm(module, hidden))

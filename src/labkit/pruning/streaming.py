@@ -188,12 +188,11 @@ class _Stream:
         start, end = 0, sequences or len(self.tokens)
         while start < end:
             part = slice(start, min(start + self.size, end))
-            try:
+            with contextlib.suppress(torch.OutOfMemoryError):
                 step(part)
-            except torch.OutOfMemoryError:
-                self._halve(part.stop - part.start, name)
-            else:
                 start = part.stop
+                continue
+            self._halve(part.stop - part.start, name)  # once the frames of what ran out are gone, and their memory
 
     def _halve(self, size: int, name: str) -> None:
         if size == 1:

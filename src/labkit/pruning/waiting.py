@@ -9,20 +9,17 @@ from torch import Tensor
 class HiddenStates:
     """(sequences, time, width), the states before one block; those after it take their place, some at a time.
 
-    Those of a GPU wait in memory of the CPU that the GPU copies by itself. A stream of its own brings the next ones and
-    takes the last ones away while the GPU computes, by way of two buffers of one micro-batch each. What is copied there
-    is copied in order, so that states are never brought before they have been put. Anywhere else they wait on the device.
+    They wait on the CPU, for a GPU in memory that it copies by itself: a stream of its own brings the next ones and takes
+    the last ones away while the GPU computes, by way of two buffers of one micro-batch each. What is copied there is
+    copied in order, so that states are never brought before they have been put.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        gpu = device.type == "cuda"
         self.device = device
-        self.states = torch.empty(shape, dtype=dtype, device="cpu" if gpu else device, pin_memory=gpu)
+        self.states = torch.empty(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
         self.copies = torch.cuda.Stream(device) if self.states.is_pinned() else None
-        self.buffers: list[Tensor] = []
         self.last = 0  # buffer, of two, of what was taken last
-        self.coming: tuple[slice, torch.cuda.Event] | None = None  # into the other
-        self.first = slice(0, 0)
+        self.release()
 
     def take(self, part: slice) -> Tensor:
         """Those of some sequences, on the device, until the next are taken, which are likely those behind them."""
@@ -31,15 +28,15 @@ class HiddenStates:
         if self.coming is None or self.coming[0] != part:
             self._bring(part)
         torch.cuda.current_stream(self.device).wait_event(self.coming[1])
-        self.last, size, end = 1 - self.last, part.stop - part.start, len(self.states)
+        self.coming, self.last = None, 1 - self.last
+        size, end = part.stop - part.start, len(self.states)
+        here = self.buffers[self.last][:size]
         if not part.start:
             self.first = part
         then = slice(part.stop, min(part.stop + size, end)) if part.stop < end else self.first
-        if then == part:  # others will have been put in their place
-            self.coming = None
-        else:
+        if then not in (None, part):  # others will have been put in the place of the same
             self._bring(then)
-        return self.buffers[self.last][:size]
+        return here
 
     def put(self, part: slice, states: Tensor) -> None:
         """Keep these of some sequences, the ones taken last if any were. Nothing here waits for a GPU."""
@@ -54,10 +51,12 @@ class HiddenStates:
             self.states[part].copy_(here, non_blocking=True)
 
     def release(self) -> None:
-        """Let go of the buffers, for their size is another from here on."""
+        """Let go of the buffers: from here on the parts are smaller, or larger."""
         if self.copies is not None:
             self.copies.synchronize()
-        self.buffers, self.coming = [], None
+        self.buffers: list[Tensor] = []
+        self.coming: tuple[slice, torch.cuda.Event] | None = None  # into the buffer that was not taken last
+        self.first: slice | None = None  # part of a pass, which the next pass is likely to begin with
 
     def _bring(self, part: slice) -> None:
         """Copy some to the buffer that was not taken last, once what was there is used."""
@@ -72,4 +71,6 @@ class HiddenStates:
         if not self.buffers or len(self.buffers[number]) < size:
             self.release()
             self.buffers = [self.states.new_empty((size, *self.states.shape[1:]), device=self.device) for _ in range(2)]
+            for buffer in self.buffers:  # whoever is given its memory next waits for the copies
+                buffer.record_stream(self.copies)
         return self.buffers[number][:size]
