@@ -47,12 +47,14 @@ def test_repeated_heads_are_what_several_share(dtype, shared_by):
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
 
 
-def test_attention_without_shared_heads_is_left_alone():
+@pytest.mark.parametrize("shared", [{}, {"enable_gqa": True}], ids=str)
+def test_attention_that_is_asked_for_otherwise_is_left_alone(shared):
     query, key, value = torch.randn(3, 1, 2, 4, 8, generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(4, 4).tril().bool()
-    with kernels.RepeatedHeads():
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    assert torch.equal(found, F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+    given = query, key, value, torch.ones(4, 4).tril().bool()
+    with Attention() as attention, kernels.RepeatedHeads():
+        found = F.scaled_dot_product_attention(*given, **shared)
+    assert attention.heads == [(2, 2, 2, bool(shared))]
+    assert torch.equal(found, F.scaled_dot_product_attention(*given, **shared))
 
 
 NORMS = {"llama": True, "qwen3": True, "phi3": True, "olmo2": True, "gemma2": False, "t5gemma": False}

@@ -15,39 +15,74 @@ from labkit.pruning.moments import Hessian, Norms
 from labkit.pruning.waiting import HiddenStates
 
 
-class AtOnce:
-    """A stream on which every copy is made when it is asked for: as early as it can be."""
+class Copies:
+    """A stream whose copies are made as early as they can be, when they are asked for, or as late: when waited for."""
 
-    def wait_stream(self, other: object) -> None: ...
+    def __init__(self, late: bool) -> None:
+        self.late, self.asked, self.made = late, [], 0
 
-    def wait_event(self, event: object) -> None: ...
+    def copy(self, into: torch.Tensor, states: torch.Tensor) -> None:
+        self.asked.append((into, states))
+        if not self.late:
+            self.synchronize()
 
-    def record_event(self) -> None: ...
+    def record_event(self) -> tuple[Copies, int]:
+        return self, len(self.asked)
 
-    def synchronize(self) -> None: ...
+    def synchronize(self, until: int | None = None) -> None:
+        for into, states in self.asked[self.made : until]:
+            COPY(into, states)
+        self.made = max(self.made, len(self.asked) if until is None else until)
+
+    def wait_stream(self, other: object) -> None:
+        """What computes is never late."""
 
 
-def copying_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+class Computes:
+    """The stream that everything else runs on, at once."""
+
+    def wait_stream(self, other: Copies) -> None:
+        other.synchronize()
+
+    def wait_event(self, event: tuple[Copies, int]) -> None:
+        event[0].synchronize(event[1])
+
+
+COPY = torch.Tensor.copy_
+
+
+def copying(monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
     """The CPU is taken for a GPU by what uses streams."""
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: AtOnce())
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    init, inside = HiddenStates.__init__, []
+
+    def on_the_stream(self: HiddenStates, *args: object) -> None:
+        init(self, *args)
+        self.copies = Copies(late)
+
+    @contextlib.contextmanager
+    def stream(copies: Copies):
+        inside.append(copies)
+        yield
+        inside.clear()
+
+    def copy(into: torch.Tensor, states: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        return inside[0].copy(into, states) if inside else COPY(into, states)
+
+    monkeypatch.setattr(HiddenStates, "__init__", on_the_stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Computes())
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.Tensor, "copy_", copy)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
 
 
-@pytest.fixture(params=["here", "at once", pytest.param("real", marks=needs_a_gpu)])
+@pytest.fixture(params=["here", "early", "late", pytest.param("real", marks=needs_a_gpu)])
 def waiting(request, monkeypatch):
-    """A function that makes states of a shape, on the CPU, on a GPU that copies at once, or on one."""
+    """A function that makes states of a shape, on the CPU, on a GPU that copies early or late, or on one."""
+    if request.param in ("early", "late"):
+        copying(monkeypatch, late=request.param == "late")
     device = torch.device("cuda" if request.param == "real" else "cpu")
-
-    def make(*shape: int) -> HiddenStates:
-        states = HiddenStates(shape, torch.float32, device)
-        if request.param == "at once":
-            states.copies = AtOnce()
-            copying_at_once(monkeypatch)
-        return states
-
-    return make
+    return lambda *shape: HiddenStates(shape, torch.float32, device)
 
 
 def parts(sequences: int, size: int) -> list[slice]:
@@ -63,7 +98,8 @@ def test_passes_that_read_and_passes_that_write(waiting, sequences, size):
         states.put(part, numbers[:, None, None].expand(-1, 256, 64))
     numbers = torch.arange(sequences, dtype=torch.float32)
     for block in range(4):
-        assert states.take(slice(0, 1)).shape == (1, 256, 64)  # one sequence alone, as to see what is shared
+        if block % 2:
+            assert states.take(slice(0, 1)).shape == (1, 256, 64)  # one sequence alone, as to see what is shared
         for replaced in (False, False, True):
             for part in parts(sequences, size):
                 taken = states.take(part)
@@ -126,7 +162,7 @@ def test_parts_of_another_size_after_a_release(waiting):
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_pass_whose_parts_get_smaller_from_the_second_on(waiting, replaced):
     states, taken = filled(waiting(8, 4, 4)), []
-    for number, part in enumerate([slice(0, 4), slice(4, 6), slice(6, 8), slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]):
+    for number, part in enumerate([slice(0, 4), slice(4, 6), slice(6, 8), *parts(8, 2)]):
         if number == 1:
             states.take(slice(4, 8))  # in whose middle it ran out
             states.release()
@@ -138,12 +174,11 @@ def test_a_pass_whose_parts_get_smaller_from_the_second_on(waiting, replaced):
 
 @pytest.mark.parametrize("kind", [Norms, Hessian])
 @pytest.mark.parametrize("changes", [True, False])
-def test_memory_that_runs_out_anywhere_changes_no_statistic(monkeypatch, kind, changes):
-    """Of a GPU that copies at once: each micro-batch of each pass in turn is halved."""
+@pytest.mark.parametrize("late", [False, True])
+def test_memory_that_runs_out_anywhere_changes_no_statistic(monkeypatch, kind, changes, late):
+    """Each micro-batch of each pass in turn is halved."""
     monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cpu", 4 * 12)
-    copying_at_once(monkeypatch)
-    init = HiddenStates.__init__
-    monkeypatch.setattr(HiddenStates, "__init__", lambda self, *args: init(self, *args) or setattr(self, "copies", AtOnce()))
+    copying(monkeypatch, late)
     model = Rung(32, 3).build(seed=0).eval()
     tokens = torch.randint(1, 168, (12, 12), generator=torch.Generator().manual_seed(0))
     sizes: list[int] = []
