@@ -41,7 +41,8 @@ def better(block: nn.Module, device: torch.device) -> Iterator[None]:
 class RepeatedHeads(TorchFunctionMode):
     """Inside the with, keys and values that several heads share are repeated for each of them.
 
-    Without, PyTorch computes the attention of `NO_SHARED_HEADS` on a GPU by way of all scores, (time, time) for each
+    Queries (batch, heads, time, width), keys and values (batch, fewer heads, time, width), as PyTorch is given them.
+    Without, it computes the attention of `NO_SHARED_HEADS` on a GPU by way of all scores, (time, time) for each
     head, which may take more time and memory than all else in a block. With, a fused kernel does that never holds them.
     """
 
@@ -54,7 +55,11 @@ class RepeatedHeads(TorchFunctionMode):
 
 
 def rms_norm(module: nn.Module, hidden_states: Tensor) -> Tensor:
-    """What a norm of transformers computes in six kernels, each of which reads or writes all of its input, in one."""
+    """What a norm of transformers computes in six kernels, each of which reads or writes all of its input, in one.
+
+    (…, width) -> (…, width), x / √(mean x² + ε) · weights. Source: Zhang & Sennrich 2019, *Root mean square layer
+    normalization*, equation 4.
+    """
     epsilon = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     return F.rms_norm(hidden_states, module.weight.shape, module.weight, epsilon)
 

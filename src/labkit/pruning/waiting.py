@@ -22,7 +22,10 @@ class HiddenStates:
         self.release()
 
     def take(self, part: slice) -> Tensor:
-        """Those of some sequences, on the device, until the next are taken, which are likely those behind them."""
+        """Those of some sequences, (batch, time, width), on the device: good until others are taken.
+
+        The ones behind them, or the first after the last, are then brought ahead.
+        """
         if self.copies is None:
             return self.states[part].to(self.device)
         if self.coming is None or self.coming[0] != part:
@@ -39,7 +42,7 @@ class HiddenStates:
         return here
 
     def put(self, part: slice, states: Tensor) -> None:
-        """Keep these of some sequences, the ones taken last if any were. Nothing here waits for a GPU."""
+        """Keep these, (batch, time, width), of the sequences taken last, if any were. Nothing here waits for a GPU."""
         if self.copies is None or not states.is_cuda:
             self.states[part].copy_(states)
             return
