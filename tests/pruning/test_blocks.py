@@ -38,9 +38,20 @@ def test_a_matrix_of_another_kind_is_named_with_its_class_and_the_reason():
         blocks.matrices(model)
 
 
+def test_a_depthwise_convolution_is_no_matrix_and_another_is():
+    model = Rung(32, 1).build()
+    found = list(blocks.matrices(model))
+    model.model.layers[0].depthwise = nn.Conv1d(4, 4, 3, groups=4)
+    model.model.layers[0].depthwise.offset = nn.Parameter(torch.zeros(1, 4))  # nor is one number for each channel
+    assert list(blocks.matrices(model)) == found
+    model.model.layers[0].mixing = nn.Conv1d(4, 4, 3, groups=2)
+    with pytest.raises(LabkitError, match="be pruned; got 'model.layers.0.mixing, a Conv1d: its matrices are"):
+        blocks.matrices(model)
+
+
 def test_experts_in_another_layout_are_named():
     model = mixtral()
-    model.model.layers[0].mlp.experts.is_transposed = True
+    model.model.layers[0].mlp.experts.scale = nn.Parameter(torch.ones(4, 2))
     with pytest.raises(LabkitError, match=r"got 'model.layers.0.mlp.(gate|experts), a Mixtral\w+: its matrices are"):
         blocks.matrices(model)
 
@@ -102,7 +113,14 @@ def test_a_seed_is_a_whole_number(seed):
 def test_a_model_without_blocks_is_refused():
     model = Rung(32, 2).build()
     model.config.num_hidden_layers = 5
-    with pytest.raises(LabkitError, match="one torch.nn.ModuleList; got 'LlamaForCausalLM without a list of 5 blocks'"):
+    with pytest.raises(LabkitError, match="one torch.nn.ModuleList; got 'LlamaForCausalLM with no list of 5 blocks'"):
+        blocks.decoder_blocks(model)
+
+
+def test_a_model_with_the_parts_of_its_blocks_in_several_lists_is_refused():
+    model = Rung(32, 2).build()
+    model.model.networks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+    with pytest.raises(LabkitError, match="one torch.nn.ModuleList; got 'LlamaForCausalLM with model.layers, model.net"):
         blocks.decoder_blocks(model)
 
 

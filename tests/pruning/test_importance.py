@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
@@ -66,8 +67,23 @@ def mean_loss(model, tokens: torch.Tensor) -> float:
     return float(np.mean(losses))
 
 
+def openai_gpt() -> OpenAIGPTLMHeadModel:
+    """Its blocks return lists."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}
+    return OpenAIGPTLMHeadModel(OpenAIGPTConfig(**sizes)).eval()
+
+
 def test_loss_is_that_of_the_model_without_the_block(decoder, tokens, monkeypatch):
     monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cpu", 3 * 24)
+    check_loss(decoder, tokens)
+
+
+def test_loss_of_blocks_that_return_lists(tokens):
+    check_loss(openai_gpt(), tokens)
+
+
+def check_loss(decoder, tokens: torch.Tensor) -> None:
     dense, expected = mean_loss(decoder, tokens), []
     for i in range(2):
         short = copy.deepcopy(decoder)
@@ -79,6 +95,14 @@ def test_loss_is_that_of_the_model_without_the_block(decoder, tokens, monkeypatc
 
 
 def test_block_influence_of_every_architecture(decoder, tokens):
+    check_block_influence(decoder, tokens)
+
+
+def test_block_influence_of_blocks_that_return_lists(tokens):
+    check_block_influence(openai_gpt(), tokens)
+
+
+def check_block_influence(decoder, tokens: torch.Tensor) -> None:
     # Independent: transformers' own hidden states, the last of which has gone through the final norm
     with torch.no_grad():
         states = decoder(input_ids=tokens, output_hidden_states=True).hidden_states

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
@@ -178,6 +179,40 @@ def test_attention_scaled_by_its_layer_is_refused():
     )
     with pytest.raises(LabkitError, match="layer's number; got 'scale_attn_by_inverse_layer_idx=True'"):
         drop_layers(model, keep=2, importance="random")
+
+
+@pytest.mark.parametrize(
+    ("kind", "received"),
+    [
+        ("DiffLlama", "layers.1.self_attn.lambda_init, which is 0.4707.* and would be 0.3555"),  # a setting
+        ("Bart", "model.decoder.layers.2, which is missing and would be BartDecoderLayer"),  # a module
+        ("OlmoHybrid", r"the config, which is there and would be refused \(.*at least one attention layer"),
+    ],
+)
+def test_layers_that_the_config_cannot_state_are_refused(kind, received):
+    model = small(kind)
+    with pytest.raises(LabkitError, match=f"the config of {kind}ForCausalLM can state which .*; got '.*{received}"):
+        surgery.keep_layers(model, (0, 2))
+
+
+def test_what_the_config_did_not_state_before_is_nobodys_fault():
+    model = Rung(16, 3).build().eval()
+    for block in model.model.layers:
+        block.mlp.act_fn = nn.ReLU()
+    short = drop_layers(model, keep=2, importance="random")
+    assert short.config.num_hidden_layers == 2
+
+
+def small(kind: str):
+    sizes = {"num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 8,
+             "vocab_size": 64, "d_model": 32, "decoder_layers": 3, "encoder_layers": 3, "is_decoder": True,
+             "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # fmt: skip
+    default = getattr(transformers, f"{kind}Config")()
+    sizes = {field: value for field, value in sizes.items() if hasattr(default, field)}
+    if kind == "OlmoHybrid":
+        sizes["layer_types"] = ["linear_attention", "full_attention", "linear_attention"]
+    config = type(default)(**sizes)
+    return getattr(transformers, f"{kind}ForCausalLM")(config)
 
 
 # --- heads, neurons, hidden dimensions -----------------------------------------------------------------------------

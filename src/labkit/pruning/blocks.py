@@ -20,6 +20,9 @@ many at a time; of a CPU the activations of few stay in the caches (10 to 20 % l
 MAKE_FINITE = "Check the weights, and use bfloat16 or float32 if they are float16."
 """What to do about a NaN or an infinity."""
 
+FUSED = ("gate_up_proj", "down_proj")
+"""The matrices of fused experts, in the order in which they are used."""
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -50,8 +53,9 @@ class Matrix:
     def view(self, stored: Tensor) -> Tensor:
         """(outputs, inputs) of a tensor of the form in which this matrix is stored, e.g. its gradient."""
         if self.expert is not None:
-            return stored[self.expert]
-        return stored.T if isinstance(self.module, Conv1D) else stored
+            stored = stored[self.expert]
+        turned = isinstance(self.module, Conv1D) or (self.expert is not None and self.module.is_transposed)
+        return stored.T if turned else stored
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -76,17 +80,22 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder blocks: the outermost `ModuleList` with one entry per layer of the config."""
+    """Name and list of the decoder blocks: the outermost `ModuleList` with one entry per layer of the config.
+
+    Raises LabkitError if there is none, or others beside it: attention in one and feed-forward networks in another.
+    """
     check_model(model)
     layers = model.config.get_text_config().num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == layers:
-            return name, module
-    raise LabkitError(
-        "a decoder keeps its blocks in one torch.nn.ModuleList",
-        f"{type(model).__name__} without a list of {layers} blocks",
-        "Use a causal language model of transformers.",
-    )
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == layers}
+    name = next(iter(lists), None)
+    outer = [other for other in lists if name and other.rpartition(".")[0] == name.rpartition(".")[0]]
+    if len(outer) != 1:
+        raise LabkitError(
+            "a decoder keeps its blocks in one torch.nn.ModuleList",
+            f"{type(model).__name__} with {', '.join(outer) or f'no list of {layers} blocks'}",
+            "Use a causal language model of transformers.",
+        )
+    return name, lists[name]
 
 
 def matrices(model: PreTrainedModel) -> dict[str, Matrix]:
@@ -94,8 +103,9 @@ def matrices(model: PreTrainedModel) -> dict[str, Matrix]:
 
     That is: `torch.nn.Linear`, GPT-2's `Conv1D`, and each expert of fused experts. Embeddings and the output head stand
     outside the blocks. The router of a mixture of experts is a matrix too and **stays dense**, as in the literature: it
-    is tiny, and decides who sees a token. Raises LabkitError, with name, class and reason, if a block holds a matrix in
-    another form: leaving it dense silently would make the sparsity asked for a wrong number.
+    is tiny, and decides who sees a token. So does what is no matrix: norms, biases, and the few taps for each channel
+    of a depthwise convolution. Raises LabkitError, with name, class and reason, if a block holds a matrix in another
+    form: leaving it dense silently would make the sparsity asked for a wrong number.
     """
     prefix, blocks = decoder_blocks(model)
     return {
@@ -112,15 +122,14 @@ def block_matrices(prefix: str, block: nn.Module) -> dict[str, Matrix]:
         if module in routers:
             continue
         if is_fused(module):
-            for parameter in ("gate_up_proj", "down_proj"):
+            for parameter in FUSED:
                 key = f"{name}.{parameter}"
                 experts = range(len(getattr(module, parameter)))
                 found |= {f"{key}.{e}": Matrix(f"{key}.{e}", key, module, parameter, e) for e in experts}
-        elif any(p.ndim > 1 for p in module.parameters(recurse=False)):
-            if not isinstance(module, nn.Linear | Conv1D):
-                why = "its matrices are stored in a form whose inputs are not known"
-                raise _unsupported(name, module, why)
+        elif isinstance(module, nn.Linear | Conv1D):
             found[name] = Matrix(name, f"{name}.weight", module, "weight")
+        elif _holds_matrices(module):
+            raise _unsupported(name, module, "its matrices are stored in a form whose inputs are not known")
     for name, matrix in found.items():
         if matrix.weight.dtype not in DTYPES:
             raise _unsupported(name, matrix.module, f"its weights are {matrix.weight.dtype}, not floating point")
@@ -128,14 +137,24 @@ def block_matrices(prefix: str, block: nn.Module) -> dict[str, Matrix]:
 
 
 def is_fused(module: nn.Module) -> bool:
-    """Whether these are fused experts in the layout of Mixtral: (experts, outputs, inputs), gate above up, no bias."""
+    """Whether these are fused experts of transformers with gates, each matrix (experts, outputs, inputs), or
+    (experts, inputs, outputs) where they say ``is_transposed``; with biases or without.
+    """
     parameters = dict(module.named_parameters(recurse=False))
+    weights = [parameters.pop(name, None) for name in FUSED]
     return (
-        parameters.keys() == {"gate_up_proj", "down_proj"}
-        and all(p.ndim == 3 for p in parameters.values())
-        and not getattr(module, "is_transposed", True)
+        all(weight is not None and weight.ndim == 3 for weight in weights)
+        and parameters.keys() <= {f"{name}_bias" for name in FUSED}
+        and hasattr(module, "is_transposed")
         and hasattr(module, "_apply_gate")
     )
+
+
+def _holds_matrices(module: nn.Module) -> bool:
+    """Whether a parameter of the module itself takes more than one input to more than one output."""
+    depthwise = isinstance(module, nn.Conv1d) and module.groups == module.in_channels
+    shapes = [p.shape for p in module.parameters(recurse=False)]
+    return not depthwise and any(sum(length > 1 for length in shape) > 1 for shape in shapes)
 
 
 def _routers(block: nn.Module) -> set[nn.Module]:

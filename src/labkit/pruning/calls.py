@@ -16,6 +16,11 @@ Call = tuple[tuple, dict[str, Any]]
 """What a block is called with, but for the hidden states: (args, kwargs)."""
 
 
+def states_in(output: Tensor | tuple | list) -> Tensor:
+    """The hidden states in what a block returns: that itself, or the first value of several."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
 class Reached(Exception):
     """Leaves a forward pass that has gone far enough."""
 
@@ -55,20 +60,22 @@ class Inputs:
 
 def _expert_inputs(experts: nn.Module, hidden: Tensor, chosen: Tensor) -> list[Tensor]:
     """What each expert's two matrices are given: the tokens (tokens, width) routed to it by ``chosen`` (tokens, k)."""
-    routed = [hidden[(chosen == e).any(-1)] for e in range(len(experts.down_proj))]
-    into = zip(routed, experts.gate_up_proj, strict=True)
-    return [*routed, *(experts._apply_gate(nn.functional.linear(rows, weight)) for rows, weight in into)]
+    weights = experts.gate_up_proj.mT if experts.is_transposed else experts.gate_up_proj
+    biases = getattr(experts, "gate_up_proj_bias", [None] * len(weights))
+    routed = [hidden[(chosen == e).any(-1)] for e in range(len(weights))]
+    into = zip(routed, weights, biases, strict=True)
+    return [*routed, *(experts._apply_gate(nn.functional.linear(*each)) for each in into)]
 
 
 def returned(model: PreTrainedModel, layers: nn.ModuleList, tokens: Tensor) -> int | None:
-    """How many values a block returns in a tuple, or None if it returns the hidden states themselves.
+    """How many values a block returns, or None if it returns the hidden states themselves.
 
     ``tokens`` int64 (batch, time), few: the first block is run on them, and nothing after it.
     """
     seen = []
 
-    def note(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-        seen.append(len(output) if isinstance(output, tuple) else None)
+    def note(module: nn.Module, args: tuple, output: Tensor | tuple | list) -> None:
+        seen.append(None if isinstance(output, Tensor) else len(output))
         raise Reached
 
     handle = layers[0].register_forward_hook(note)

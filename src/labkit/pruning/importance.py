@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from labkit.errors import LabkitError
 from labkit.pruning import blocks
+from labkit.pruning.calls import states_in
 
 
 @torch.no_grad()
@@ -28,9 +29,9 @@ def block_influence(model: PreTrainedModel, calibration: Tensor | None, generato
     cosines = torch.zeros(len(layers), dtype=torch.float64)
 
     def adds_cosines(number: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple | list) -> None:
             before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
+            after = states_in(output)
             blocks.check_finite(after, f"{prefix}.{number}")
             cosines[number] += torch.cosine_similarity(before.float(), after.float(), dim=-1).sum().item()
 
@@ -69,9 +70,9 @@ def loss(model: PreTrainedModel, calibration: Tensor | None, generator: torch.Ge
             raise LabkitError("calibration losses are finite", f"{total} without {without}", blocks.MAKE_FINITE)
         return total / (tokens.numel() - len(tokens))
 
-    def hands_on(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+    def hands_on(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple | list) -> Tensor | tuple:
         before = args[0] if args else kwargs["hidden_states"]
-        return (before, *output[1:]) if isinstance(output, tuple) else before
+        return before if isinstance(output, Tensor) else (before, *output[1:])
 
     dense, losses = mean_loss("any change"), []
     for number, block in enumerate(layers):

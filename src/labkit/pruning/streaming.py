@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from labkit.errors import LabkitError
 from labkit.pruning import blocks, kernels
 from labkit.pruning.blocks import Matrix
-from labkit.pruning.calls import Call, Inputs, calls_of, returned
+from labkit.pruning.calls import Call, Inputs, calls_of, returned, states_in
 from labkit.pruning.moments import Norms, Statistic
 from labkit.pruning.waiting import HiddenStates
 
@@ -82,6 +82,12 @@ class _Stream:
         """Keep what some of the sequences are before the first block, and how the model calls its blocks with them."""
         size = part.stop - part.start
         hidden, calls = calls_of(self.model, self.layers, self.tokens[part], self.returns)
+        if hidden.ndim != 3 or hidden.shape[:2] != self.tokens[part].shape:
+            raise LabkitError(
+                "blocks pass on hidden states (sequences, time, width)",
+                f"{tuple(hidden.shape)} for tokens {tuple(self.tokens[part].shape)} in {type(self.model).__name__}",
+                "Use an architecture whose blocks pass on one vector for each token.",
+            )
         if not part.start:
             self.hidden = HiddenStates((len(self.tokens), *hidden.shape[1:]), hidden.dtype, self.device)
         self.hidden.put(part, hidden)
@@ -125,7 +131,7 @@ class _Stream:
             self._check_finite(name)
         if unseen := [key for key, statistic in gathered.items() if not statistic.rows]:
             rule = "every matrix takes part in the forward pass of the calibration tokens"
-            raise LabkitError(rule, ", ".join(unseen), "Give more calibration sequences.")
+            raise LabkitError(rule, ", ".join(unseen), "Give more calibration sequences, to a decoder without encoder.")
         for key, statistic in gathered.items():
             if not statistic.finite():
                 raise LabkitError(
@@ -170,8 +176,7 @@ class _Stream:
         args, kwargs = self.calls[size][number]
         block = self.layers[number]
         with kernels.better(block, self.device):
-            output = block(self.hidden.take(part), *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+            return states_in(block(self.hidden.take(part), *args, **kwargs))
 
     def _put(self, part: slice, output: Tensor) -> None:
         """Keep the output of a block for some of the sequences. Nothing here waits for the GPU."""

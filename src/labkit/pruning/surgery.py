@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,12 @@ from transformers.initialization import no_init_weights
 from labkit.errors import LabkitError
 from labkit.pruning import anatomy, blocks
 from labkit.pruning.anatomy import Kept, Sizes
+
+LISTS = re.compile("layer|types")
+"""In the name of every list of a config that has an entry for each layer."""
+
+FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+"""Fields of a config that tell how many of the first layers have no experts."""
 
 
 def check_keep(model: PreTrainedModel, keep: int) -> None:
@@ -28,7 +35,8 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
     """Keep the decoder blocks with these numbers, in their order in the model; in place, the config is brought in line.
 
     ``layer_idx`` of what remains is renumbered: it is where a layer finds its keys and values in the cache.
-    Raises LabkitError for a GPT-2 whose attention is scaled by the number of its layer: it would change when saved.
+    Raises LabkitError where a model made of the config would be another one, as what a layer is like may follow from
+    its number, and for a GPT-2 whose attention is scaled by it. The model is of no use then.
     """
     kept = sorted(kept)
     config = model.config.get_text_config()
@@ -36,15 +44,66 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
         rule = "layers can be dropped where attention does not depend on the layer's number"
         raise LabkitError(rule, "scale_attn_by_inverse_layer_idx=True", "Use a GPT-2 without it.")
     name, old = blocks.decoder_blocks(model)
+    before = {what for _, what, *_ in _unstated(model, name)}
     new = nn.ModuleList(old[i] for i in kept)
     model.set_submodule(name, new)
     for number, block in enumerate(new):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number
-    if getattr(config, "layer_types", None) is not None:
-        config.layer_types = [config.layer_types[i] for i in kept]
+    _keep_layers_of_config(config, kept)
+    for where, what, is_now, would_be in _unstated(model, name):
+        if what not in before:
+            raise LabkitError(
+                f"the config of {type(model).__name__} can state which layers are kept",
+                f"{where}, which is {is_now} and would be {would_be} in a model made of it",
+                "Keep all layers, or use an architecture whose layers are alike.",
+            )
+
+
+def _keep_layers_of_config(config: PreTrainedConfig, kept: Sequence[int]) -> None:
+    """Shorten what the config lists layer by layer, e.g. ``layer_types``, and count anew how many first ones differ."""
+    layers = config.num_hidden_layers
+    for field, value in vars(config).items():
+        if isinstance(value, list | tuple) and len(value) == layers and LISTS.search(field):
+            setattr(config, field, [value[i] for i in kept])
+        elif field in FIRST_LAYERS and isinstance(value, int):
+            setattr(config, field, sum(i < value for i in kept))
     config.num_hidden_layers = len(kept)
+
+
+def _unstated(model: PreTrainedModel, prefix: str) -> Iterator[tuple[str, str, object, object]]:
+    """Where the model differs from one that transformers makes of its config as saved: (the name of a tensor, a module,
+    or a setting of a module; the same without numbers; how it is in the model; how it is in the other).
+
+    Settings are the numbers, texts and truth values that the modules in the blocks, the list ``prefix``, hold; those
+    that both hold are compared.
+    """
+    try:
+        with torch.device("meta"):
+            other = type(model)(type(model.config).from_dict(model.config.to_dict()))
+    except Exception as error:  # huggingface_hub's errors share no base but this
+        yield "the config", "the config", "there", f"refused ({_reason(error)})"
+        return
+    (parts, settings), (other_parts, other_settings) = (_inside(each, prefix) for each in (model, other))
+    here, there = {**parts, **settings}, {**other_parts, **other_settings}
+    for where in sorted(parts.keys() | other_parts.keys() | (settings.keys() & other_settings.keys())):
+        if here.get(where) != there.get(where):
+            yield where, re.sub(r"\d+", "", where), here.get(where, "missing"), there.get(where, "missing")
+
+
+def _inside(model: PreTrainedModel, prefix: str) -> tuple[dict[str, object], dict[str, object]]:
+    """The shapes of a model's tensors and the classes of its modules, by name; the settings of `_unstated`."""
+    parts = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+    parts |= {name: type(module).__name__ for name, module in model.named_modules()}
+    settings = {
+        f"{name}.{key}": value
+        for name, module in model.named_modules()
+        if name.startswith(f"{prefix}.")
+        for key, value in vars(module).items()
+        if isinstance(value, int | float | str) and key != "training" and not key.startswith("_")
+    }
+    return parts, settings
 
 
 @torch.no_grad()
@@ -129,10 +188,14 @@ def resized(config: PreTrainedConfig, sizes: Sizes, after: Sizes) -> PreTrainedC
     try:
         type(new).from_dict(new.to_dict())
     except Exception as error:  # huggingface_hub's errors share no base but this
-        reason = str(error).strip().splitlines()[-1].strip()
-        rule = f"transformers accepts the config of {family.name}"
-        raise LabkitError(rule, f"{wanted}: {reason}", "Keep other numbers of heads or hidden dimensions.") from error
+        rule, received = f"transformers accepts the config of {family.name}", f"{wanted}: {_reason(error)}"
+        raise LabkitError(rule, received, "Keep other numbers of heads or hidden dimensions.") from error
     return new
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what it says: the others name who looked."""
+    return (str(error) or type(error).__name__).strip().splitlines()[-1].strip()
 
 
 def shape_of(tensors: dict[str, Tensor], name: str) -> tuple[int, ...] | None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from labkit.pruning import anatomy, blocks
 from labkit.pruning.anatomy import Kept, Sizes
+from labkit.pruning.calls import states_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def activation(model: PreTrainedModel, calibration: Tensor | None, generator: to
 
     def checks(number: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            blocks.check_finite(output[0] if isinstance(output, tuple) else output, f"{prefix}.{number}")
+            blocks.check_finite(states_in(output), f"{prefix}.{number}")
 
         return hook
 
