@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import ExaoneMoeConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from labkit.abilities import abilities, corpus
 from labkit.compression import Compression
@@ -55,6 +55,15 @@ def test_the_shape_foretold_is_that_of_the_model_made(steps):
     made = compression.apply(load(DENSE), torch.from_numpy(corpus().calibration(8)), corpus(7), 0)
     shape = _compressed(_shape(Rung(32, 2).config().to_dict()), compression)
     assert sum(p.numel() for p in shape.parameters()) == sum(p.numel() for p in made.parameters())
+
+
+def test_the_shape_foretold_of_layers_of_several_kinds():
+    """A list of the kinds of all layers, in two fields of the config, has as many entries as layers are left."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 8}
+    dense = _shape(ExaoneMoeConfig(**sizes, num_experts=4, num_experts_per_tok=2).to_dict())
+    short = _compressed(dense, Compression.parse({"drop_layers": {"keep": 3}}))
+    config = short.config
+    assert config.num_hidden_layers == len(config.layer_types) == len(config.mlp_layer_types) == len(short.model.layers) == 3
 
 
 def test_memory_is_weights_activations_and_what_training_keeps():

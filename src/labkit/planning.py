@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from pathlib import Path
@@ -119,7 +120,7 @@ def _line(job: Job, dense: PreTrainedModel, asked: int, rate: float, length: int
                 flops += tokens * forward_flops_per_token(dense, length)
     parameters = sum(p.numel() for p in small.parameters())
     stored = sum(p.numel() * p.element_size() for p in dense.parameters())
-    copy = sum(p.numel() * p.element_size() for p in small.parameters()) if compression else 0
+    copied = sum(p.numel() * p.element_size() for p in small.parameters()) if compression else 0
     text = small.config.get_text_config()
     neurons = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     layers = text.num_hidden_layers if trained else 1  # a training keeps what every layer has made
@@ -127,7 +128,7 @@ def _line(job: Job, dense: PreTrainedModel, asked: int, rate: float, length: int
     activations = token_batch * 4 * (layers * (4 * text.hidden_size + 3 * neurons) + text.vocab_size)
     moments = TRAINING_BYTES * parameters if trained else 0
     label = compression.name if compression else DENSE
-    return Line(name, label, 0, 0, asked, trained, flops, flops / rate, parameters, stored + copy, activations, moments)
+    return Line(name, label, 0, 0, asked, trained, flops, flops / rate, parameters, stored + copied, activations, moments)
 
 
 def _shape(config: dict[str, Any]) -> PreTrainedModel:
@@ -142,7 +143,6 @@ def _shape(config: dict[str, Any]) -> PreTrainedModel:
 
 def _compressed(dense: PreTrainedModel, compression: Compression | None) -> PreTrainedModel:
     """The shape that a compression leaves."""
-    config, written = dense.config.get_text_config(), dense.config.to_dict()
     if compression is None:
         return dense
     steps = {verb: dict(asked) for verb, asked in compression.steps}
@@ -151,18 +151,21 @@ def _compressed(dense: PreTrainedModel, compression: Compression | None) -> PreT
         from labkit.ladder import Rung
 
         return _shape(Rung.parse(student).config().to_dict())
+    config = copy.deepcopy(dense.config)
+    text = config.get_text_config()
     if "drop_layers" in steps:
-        asked = steps["drop_layers"]
-        written["num_hidden_layers"] = asked.get("keep", config.num_hidden_layers - asked.get("drop", 0))
+        from labkit.pruning.surgery import keep_layers_of_config
+
+        asked = steps["drop_layers"]  # which layers go is not known yet
+        keep_layers_of_config(text, range(asked.get("keep", text.num_hidden_layers - asked.get("drop", 0))))
+    written = config.to_dict()
     for what, attribute in SIZES.items():
         if (value := steps.get("shrink", {}).get(what)) is not None:
-            have = getattr(config, attribute)
+            have = getattr(text, attribute)
             written[attribute] = round(value * have) if isinstance(value, float) else value
             if what == "heads":
-                written["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // have
-                written["num_key_value_heads"] = min(config.num_key_value_heads, written[attribute])
-    if written.get("layer_types"):
-        written["layer_types"] = written["layer_types"][: written["num_hidden_layers"]]
+                written["head_dim"] = getattr(text, "head_dim", None) or text.hidden_size // have
+                written["num_key_value_heads"] = min(text.num_key_value_heads, written[attribute])
     return _shape(written) if {"drop_layers", "shrink"} & set(steps) else dense
 
 

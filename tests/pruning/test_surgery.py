@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
@@ -186,13 +198,64 @@ def test_attention_scaled_by_its_layer_is_refused():
     [
         ("DiffLlama", "layers.1.self_attn.lambda_init, which is 0.4707.* and would be 0.3555"),  # a setting
         ("Bart", "model.decoder.layers.2, which is missing and would be BartDecoderLayer"),  # a module
-        ("OlmoHybrid", r"the config, which is there and would be refused \(.*at least one attention layer"),
+        ("OlmoHybrid", "what transformers refuses: .*at least one attention layer"),
     ],
 )
 def test_layers_that_the_config_cannot_state_are_refused(kind, received):
     model = small(kind)
     with pytest.raises(LabkitError, match=f"the config of {kind}ForCausalLM can state which .*; got '.*{received}"):
         surgery.keep_layers(model, (0, 2))
+
+
+def test_a_wrapped_model_is_looked_at_inside():
+    """With adapters, or compiled, it is refused as it is without."""
+    adapted = get_peft_model(small("DiffLlama"), LoraConfig(target_modules=["q_proj"]))
+    for wrapped in (adapted, torch.compile(small("DiffLlama"))):
+        with pytest.raises(LabkitError, match="can state which layers are kept; got 'model.layers.1.self_attn.lambda_init"):
+            surgery.keep_layers(wrapped, (0, 2))
+    short = get_peft_model(Rung(16, 3).build(), LoraConfig(target_modules=["q_proj"]))
+    surgery.keep_layers(short, (0, 2))
+    assert [block.self_attn.layer_idx for block in blocks.decoder_blocks(short)[1]] == [0, 1]
+
+
+def test_a_model_that_is_not_made_of_its_config_alone_is_refused():
+    class Scaled(LlamaForCausalLM):
+        def __init__(self, config, scale):
+            super().__init__(config)
+            self.scale = scale
+
+    with pytest.raises(LabkitError, match="Scaled can state .*what transformers refuses: .*argument: 'scale'"):
+        surgery.keep_layers(Scaled(Rung(16, 3).config(), 2.0), (0, 2))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*deprecated")
+def test_a_quantised_model_loses_layers_too():
+    model = torch.ao.quantization.quantize_dynamic(Rung(16, 3).build().eval(), {nn.Linear})
+    surgery.keep_layers(model, (0, 2))
+    assert logits(model).isfinite().all()
+
+
+def test_lists_of_layers_and_of_their_numbers_follow_the_layers_kept():
+    lists = {"layer_kinds": [*"abcd"], "no_rope_layers": (1, 1, 1, 0), "moe_layers": [0, 1, 3], "indexer_types": None}
+    others = {"eos_token_id": [1, 2, 3, 4], "mlp_only_layers": [], "cross_attention_layers": [1, 2]}
+    config = PreTrainedConfig(num_hidden_layers=4, first_k_dense_replace=2, **lists, **others)
+    surgery.keep_layers_of_config(config, (1, 3))
+    assert (config.num_hidden_layers, config.layer_kinds, config.no_rope_layers) == (2, ["b", "d"], [1, 0])
+    assert (config.moe_layers, config.mlp_only_layers, config.cross_attention_layers) == ([0, 1], [], [0])
+    assert (config.first_k_dense_replace, config.eos_token_id, config.indexer_types) == (1, [1, 2, 3, 4], None)
+
+
+def test_looking_whether_the_config_states_the_layers_draws_nothing_and_says_nothing(monkeypatch):
+    model, state = small("DiffLlama"), torch.get_rng_state()
+    surgery.keep_layers(model, (0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    said, handler = [], logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda entry: said.append(entry.getMessage()))
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
+    bert = BertLMHeadModel(BertConfig(num_hidden_layers=3, hidden_size=32, num_attention_heads=4, vocab_size=64))
+    assert len(said) == 1 and "is_decoder" in said[0]  # what transformers has to say of such a model
+    surgery.keep_layers(bert, (0, 1))
+    assert len(said) == 1
 
 
 def test_what_the_config_did_not_state_before_is_nobodys_fault():

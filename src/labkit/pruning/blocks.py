@@ -59,8 +59,8 @@ class Matrix:
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Raise LabkitError for what has no config: the name of a model that is not loaded, a module of torch."""
-    if not hasattr(model, "config"):
+    """Raise LabkitError for what is no model of transformers: a name of one that is not loaded, a module of torch."""
+    if not hasattr(model, "get_decoder"):
         received = model if isinstance(model, str) else type(model).__name__
         raise LabkitError("a model is one of transformers", received, "Load it first, e.g. by labkit.load(name).")
 
@@ -80,13 +80,14 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Name and list of the decoder blocks: the outermost `ModuleList` with one entry per layer of the config.
+    """Name and list of the decoder blocks: the decoder's outermost `ModuleList` with one entry per layer of the config.
 
     Raises LabkitError if there is none, or others beside it: attention in one and feed-forward networks in another.
     """
     check_model(model)
     layers = model.config.get_text_config().num_hidden_layers
-    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == layers}
+    inside = {m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList) and len(m) == layers}
+    lists = {name: module for name, module in model.named_modules() if module in inside}
     name = next(iter(lists), None)
     outer = [other for other in lists if name and other.rpartition(".")[0] == name.rpartition(".")[0]]
     if len(outer) != 1:
@@ -151,10 +152,10 @@ def is_fused(module: nn.Module) -> bool:
 
 
 def _holds_matrices(module: nn.Module) -> bool:
-    """Whether a parameter of the module itself takes more than one input to more than one output."""
+    """Whether a parameter of the module itself takes more than one input to more than one output, or is packed."""
     depthwise = isinstance(module, nn.Conv1d) and module.groups == module.in_channels
-    shapes = [p.shape for p in module.parameters(recurse=False)]
-    return not depthwise and any(sum(length > 1 for length in shape) > 1 for shape in shapes)
+    own = [p for p in module.parameters(recurse=False) if p.ndim > 1]
+    return not depthwise and any(sum(n > 1 for n in p.shape) > 1 or p.dtype not in DTYPES for p in own)
 
 
 def _routers(block: nn.Module) -> set[nn.Module]:

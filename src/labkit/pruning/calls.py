@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from labkit.errors import LabkitError
 from labkit.pruning import blocks
 from labkit.pruning.blocks import Matrix
 
@@ -70,7 +71,8 @@ def _expert_inputs(experts: nn.Module, hidden: Tensor, chosen: Tensor) -> list[T
 def returned(model: PreTrainedModel, layers: nn.ModuleList, tokens: Tensor) -> int | None:
     """How many values a block returns, or None if it returns the hidden states themselves.
 
-    ``tokens`` int64 (batch, time), few: the first block is run on them, and nothing after it.
+    ``tokens`` int64 (batch, time), few: the first block is run on them, and nothing after it. Raises LabkitError if it
+    is not: what was taken for the blocks is something else.
     """
     seen = []
 
@@ -84,6 +86,9 @@ def returned(model: PreTrainedModel, layers: nn.ModuleList, tokens: Tensor) -> i
             model(input_ids=tokens, use_cache=False)
     finally:
         handle.remove()
+    if not seen:
+        received = f"{type(model).__name__}, whose {type(layers[0]).__name__} is not"
+        raise LabkitError("the blocks of a decoder are run on tokens", received, "Use a causal language model.")
     return seen[0]
 
 

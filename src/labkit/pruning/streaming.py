@@ -131,7 +131,8 @@ class _Stream:
             self._check_finite(name)
         if unseen := [key for key, statistic in gathered.items() if not statistic.rows]:
             rule = "every matrix takes part in the forward pass of the calibration tokens"
-            raise LabkitError(rule, ", ".join(unseen), "Give more calibration sequences, to a decoder without encoder.")
+            remedy = "Give more calibration sequences; attention to an encoder is never reached."
+            raise LabkitError(rule, ", ".join(unseen), remedy)
         for key, statistic in gathered.items():
             if not statistic.finite():
                 raise LabkitError(

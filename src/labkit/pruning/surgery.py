@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.utils import logging
 
 from labkit.errors import LabkitError
 from labkit.pruning import anatomy, blocks
@@ -19,8 +20,14 @@ from labkit.pruning.anatomy import Kept, Sizes
 LISTS = re.compile("layer|types")
 """In the name of every list of a config that has an entry for each layer."""
 
+LISTS_OF_NUMBERS = ("moe_layers", "mlp_only_layers", "attn_layer_indices", "cross_attention_layers")
+"""Fields of a config that list the numbers of some layers."""
+
 FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
 """Fields of a config that tell how many of the first layers have no experts."""
+
+NUMBERS = ("layer_idx", "layer_id", "layer_number")
+"""Attributes in which a module holds the number of its layer."""
 
 
 def check_keep(model: PreTrainedModel, keep: int) -> None:
@@ -44,47 +51,56 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
         rule = "layers can be dropped where attention does not depend on the layer's number"
         raise LabkitError(rule, "scale_attn_by_inverse_layer_idx=True", "Use a GPT-2 without it.")
     name, old = blocks.decoder_blocks(model)
-    before = {what for _, what, *_ in _unstated(model, name)}
+    before = {what for _, what, *_ in _unstated(model)}
     new = nn.ModuleList(old[i] for i in kept)
     model.set_submodule(name, new)
     for number, block in enumerate(new):
         for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = number
-    _keep_layers_of_config(config, kept)
-    for where, what, is_now, would_be in _unstated(model, name):
+            for attribute in NUMBERS:
+                if vars(module).get(attribute) == kept[number]:
+                    setattr(module, attribute, number)
+            if vars(module).get("num_hidden_layers") == len(old):
+                module.num_hidden_layers = len(new)
+    keep_layers_of_config(config, kept)
+    for where, what, is_now, would_be in _unstated(model):
         if what not in before:
-            raise LabkitError(
-                f"the config of {type(model).__name__} can state which layers are kept",
-                f"{where}, which is {is_now} and would be {would_be} in a model made of it",
-                "Keep all layers, or use an architecture whose layers are alike.",
-            )
+            raise _cannot_state(model, f"{where}, which is {is_now} and would be {would_be} in a model made of it")
 
 
-def _keep_layers_of_config(config: PreTrainedConfig, kept: Sequence[int]) -> None:
-    """Shorten what the config lists layer by layer, e.g. ``layer_types``, and count anew how many first ones differ."""
+def keep_layers_of_config(config: PreTrainedConfig, kept: Sequence[int]) -> None:
+    """Bring a config, of text, in line with the layers kept: how many there are, what it lists of each layer, e.g.
+    ``layer_types``, and how many first ones or which differ. In place.
+    """
     layers = config.num_hidden_layers
-    for field, value in vars(config).items():
-        if isinstance(value, list | tuple) and len(value) == layers and LISTS.search(field):
-            setattr(config, field, [value[i] for i in kept])
-        elif field in FIRST_LAYERS and isinstance(value, int):
+    for field, value in dict(vars(config)).items():
+        if field in LISTS_OF_NUMBERS and value is not None:
+            setattr(config, field, [kept.index(i) for i in value if i in kept])
+        elif field in FIRST_LAYERS and value is not None:
             setattr(config, field, sum(i < value for i in kept))
+        elif isinstance(value, list | tuple) and len(value) == layers and LISTS.search(field):
+            setattr(config, field, [value[i] for i in kept])
     config.num_hidden_layers = len(kept)
 
 
-def _unstated(model: PreTrainedModel, prefix: str) -> Iterator[tuple[str, str, object, object]]:
+def _unstated(model: PreTrainedModel) -> Iterator[tuple[str, str, object, object]]:
     """Where the model differs from one that transformers makes of its config as saved: (the name of a tensor, a module,
     or a setting of a module; the same without numbers; how it is in the model; how it is in the other).
 
-    Settings are the numbers, texts and truth values that the modules in the blocks, the list ``prefix``, hold; those
-    that both hold are compared.
+    Settings are the numbers, texts and truth values that modules in the blocks hold; those that both hold are compared.
+    Raises LabkitError if none can be made of the config.
     """
+    # what peft and torch.compile wrap around it is not in the config
+    model = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "_orig_mod", model)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what there is to say was said when the model was made
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             other = type(model)(type(model.config).from_dict(model.config.to_dict()))
     except Exception as error:  # huggingface_hub's errors share no base but this
-        yield "the config", "the config", "there", f"refused ({_reason(error)})"
-        return
+        raise _cannot_state(model, f"what transformers refuses: {_reason(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    prefix, _ = blocks.decoder_blocks(model)
     (parts, settings), (other_parts, other_settings) = (_inside(each, prefix) for each in (model, other))
     here, there = {**parts, **settings}, {**other_parts, **other_settings}
     for where in sorted(parts.keys() | other_parts.keys() | (settings.keys() & other_settings.keys())):
@@ -94,7 +110,8 @@ def _unstated(model: PreTrainedModel, prefix: str) -> Iterator[tuple[str, str, o
 
 def _inside(model: PreTrainedModel, prefix: str) -> tuple[dict[str, object], dict[str, object]]:
     """The shapes of a model's tensors and the classes of its modules, by name; the settings of `_unstated`."""
-    parts = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+    state = model.state_dict(keep_vars=True).items()
+    parts = {name: tuple(tensor.shape) for name, tensor in state if isinstance(tensor, Tensor)}
     parts |= {name: type(module).__name__ for name, module in model.named_modules()}
     settings = {
         f"{name}.{key}": value
@@ -104,6 +121,14 @@ def _inside(model: PreTrainedModel, prefix: str) -> tuple[dict[str, object], dic
         if isinstance(value, int | float | str) and key != "training" and not key.startswith("_")
     }
     return parts, settings
+
+
+def _cannot_state(model: PreTrainedModel, received: str) -> LabkitError:
+    return LabkitError(
+        f"the config of {type(model).__name__} can state which layers are kept",
+        received,
+        "Keep all layers, or use an architecture whose layers are alike.",
+    )
 
 
 @torch.no_grad()
