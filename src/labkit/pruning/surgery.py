@@ -118,7 +118,7 @@ def _inside(model: PreTrainedModel, prefix: str) -> tuple[dict[str, object], dic
         for name, module in model.named_modules()
         if name.startswith(f"{prefix}.")
         for key, value in vars(module).items()
-        if isinstance(value, int | float | str) and key != "training" and not key.startswith("_")
+        if isinstance(value, int | float | str)
     }
     return parts, settings
 
