@@ -228,6 +228,18 @@ def test_a_model_that_is_not_made_of_its_config_alone_is_refused():
         surgery.keep_layers(Scaled(Rung(16, 3).config(), 2.0), (0, 2))
 
 
+def test_a_setting_that_follows_from_the_number_of_the_layer_is_refused():
+    class EveryOther(LlamaForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            for number, block in enumerate(self.model.layers):
+                block.self_attn.window = 4 if number % 2 else None
+
+    surgery.keep_layers(EveryOther(Rung(16, 4).config()), (0, 1))
+    with pytest.raises(LabkitError, match="layers.0.self_attn.window, which is 4 and would be missing in a model made"):
+        surgery.keep_layers(EveryOther(Rung(16, 4).config()), (1, 2))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*deprecated")
 def test_a_quantised_model_loses_layers_too():
     model = torch.ao.quantization.quantize_dynamic(Rung(16, 3).build().eval(), {nn.Linear})
@@ -238,7 +250,7 @@ def test_a_quantised_model_loses_layers_too():
 def test_lists_of_layers_and_of_their_numbers_follow_the_layers_kept():
     lists = {"layer_kinds": [*"abcd"], "no_rope_layers": (1, 1, 1, 0), "moe_layers": [0, 1, 3], "indexer_types": None}
     others = {"eos_token_id": [1, 2, 3, 4], "mlp_only_layers": [], "cross_attention_layers": [1, 2]}
-    config = PreTrainedConfig(num_hidden_layers=4, first_k_dense_replace=2, **lists, **others)
+    config = PreTrainedConfig(num_hidden_layers=4, first_k_dense_replace=3, **lists, **others)
     surgery.keep_layers_of_config(config, (1, 3))
     assert (config.num_hidden_layers, config.layer_kinds, config.no_rope_layers) == (2, ["b", "d"], [1, 0])
     assert (config.moe_layers, config.mlp_only_layers, config.cross_attention_layers) == ([0, 1], [], [0])
@@ -256,6 +268,15 @@ def test_looking_whether_the_config_states_the_layers_draws_nothing_and_says_not
     assert len(said) == 1 and "is_decoder" in said[0]  # what transformers has to say of such a model
     surgery.keep_layers(bert, (0, 1))
     assert len(said) == 1
+
+
+def test_only_numbers_of_layers_are_renumbered():
+    model = Rung(16, 3).build().eval()
+    for number, block in enumerate(model.model.layers):
+        block.mlp.layer_idx, block.mlp.layer_id, block.mlp.layer_number = None, number, number + 7
+    surgery.keep_layers(model, (0, 2))
+    numbers = [(b.mlp.layer_idx, b.mlp.layer_id, b.mlp.layer_number) for b in model.model.layers]
+    assert numbers == [(None, 0, 7), (None, 1, 9)]
 
 
 def test_what_the_config_did_not_state_before_is_nobodys_fault():

@@ -86,7 +86,6 @@ def _unstated(model: PreTrainedModel) -> Iterator[tuple[str, str, object, object
     """Where the model differs from one that transformers makes of its config as saved: (the name of a tensor, a module,
     or a setting of a module; the same without numbers; how it is in the model; how it is in the other).
 
-    Settings are the numbers, texts and truth values that modules in the blocks hold; those that both hold are compared.
     Raises LabkitError if none can be made of the config.
     """
     # what peft and torch.compile wrap around it is not in the config
@@ -101,26 +100,23 @@ def _unstated(model: PreTrainedModel) -> Iterator[tuple[str, str, object, object
     finally:
         logging.set_verbosity(verbosity)
     prefix, _ = blocks.decoder_blocks(model)
-    (parts, settings), (other_parts, other_settings) = (_inside(each, prefix) for each in (model, other))
-    here, there = {**parts, **settings}, {**other_parts, **other_settings}
-    for where in sorted(parts.keys() | other_parts.keys() | (settings.keys() & other_settings.keys())):
+    here, there = (_inside(each, prefix) for each in (model, other))
+    for where in sorted(here.keys() | there.keys()):
         if here.get(where) != there.get(where):
             yield where, re.sub(r"\d+", "", where), here.get(where, "missing"), there.get(where, "missing")
 
 
-def _inside(model: PreTrainedModel, prefix: str) -> tuple[dict[str, object], dict[str, object]]:
-    """The shapes of a model's tensors and the classes of its modules, by name; the settings of `_unstated`."""
-    state = model.state_dict(keep_vars=True).items()
-    parts = {name: tuple(tensor.shape) for name, tensor in state if isinstance(tensor, Tensor)}
-    parts |= {name: type(module).__name__ for name, module in model.named_modules()}
-    settings = {
-        f"{name}.{key}": value
-        for name, module in model.named_modules()
-        if name.startswith(f"{prefix}.")
-        for key, value in vars(module).items()
-        if isinstance(value, int | float | str)
-    }
-    return parts, settings
+def _inside(model: PreTrainedModel, prefix: str) -> dict[str, object]:
+    """By name the shapes of a model's tensors, the classes of its modules, and the settings of those in its blocks, the
+    list ``prefix``: numbers, texts and truth values.
+    """
+    state, modules = model.state_dict(keep_vars=True), dict(model.named_modules())
+    inside = {name: tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    inside |= {name: type(module).__name__ for name, module in modules.items()}
+    for name in (name for name in modules if name.startswith(f"{prefix}.")):
+        settings = vars(modules[name]).items()
+        inside |= {f"{name}.{key}": value for key, value in settings if isinstance(value, int | float | str)}
+    return inside
 
 
 def _cannot_state(model: PreTrainedModel, received: str) -> LabkitError:
