@@ -42,10 +42,17 @@ def test_a_depthwise_convolution_is_no_matrix_and_another_is():
     model = Rung(32, 1).build()
     found = list(blocks.matrices(model))
     model.model.layers[0].depthwise = nn.Conv1d(4, 4, 3, groups=4)
-    model.model.layers[0].depthwise.offset = nn.Parameter(torch.zeros(1, 4))  # nor is one number for each channel
+    model.model.layers[0].offsets = nn.ParameterList([torch.zeros(1, 4)])  # nor is one number for each channel
     assert list(blocks.matrices(model)) == found
     model.model.layers[0].mixing = nn.Conv1d(4, 4, 3, groups=2)
     with pytest.raises(LabkitError, match="be pruned; got 'model.layers.0.mixing, a Conv1d: its matrices are"):
+        blocks.matrices(model)
+
+
+def test_a_packed_matrix_is_named():
+    model = Rung(32, 1).build()
+    model.model.layers[0].packed = nn.ParameterList([nn.Parameter(torch.zeros(8, 1).byte(), requires_grad=False)])
+    with pytest.raises(LabkitError, match="be pruned; got 'model.layers.0.packed, a ParameterList: its matrices are"):
         blocks.matrices(model)
 
 

@@ -155,6 +155,16 @@ def test_the_model_is_left_as_it_was():
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("more", [lambda states: torch.cat([states, states], 1), lambda states: states[None]])
+def test_hidden_states_that_are_not_one_vector_a_token_are_refused(more):
+    model = Rung(16, 2).build().eval()
+    model.model.embed_tokens.register_forward_hook(lambda _, args, states: more(states))
+    for block in model.model.layers:  # so that what comes of it is nobody else's error
+        block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+    with pytest.raises(LabkitError, match=r"pass on hidden states \(sequences, time, width\); got .* in LlamaForCausalLM"):
+        walked(model, TOKENS)
+
+
 def test_a_block_that_gives_nan_is_named():
     model = Rung(32, 3).build().eval()
     model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")

@@ -228,15 +228,16 @@ def test_a_model_that_is_not_made_of_its_config_alone_is_refused():
         surgery.keep_layers(Scaled(Rung(16, 3).config(), 2.0), (0, 2))
 
 
-def test_a_setting_that_follows_from_the_number_of_the_layer_is_refused():
+@pytest.mark.parametrize(("even", "odd", "received"), [(None, 4, "4 and would be missing"), ("a", "b", "b and would be a")])
+def test_a_setting_that_follows_from_the_number_of_the_layer_is_refused(even, odd, received):
     class EveryOther(LlamaForCausalLM):
         def __init__(self, config):
             super().__init__(config)
             for number, block in enumerate(self.model.layers):
-                block.self_attn.window = 4 if number % 2 else None
+                block.self_attn.window = odd if number % 2 else even
 
     surgery.keep_layers(EveryOther(Rung(16, 4).config()), (0, 1))
-    with pytest.raises(LabkitError, match="layers.0.self_attn.window, which is 4 and would be missing in a model made"):
+    with pytest.raises(LabkitError, match=f"layers.0.self_attn.window, which is {received} in a model made"):
         surgery.keep_layers(EveryOther(Rung(16, 4).config()), (1, 2))
 
 
