@@ -126,6 +126,8 @@ def test_a_model_without_blocks_is_refused():
 
 def test_a_model_with_the_parts_of_its_blocks_in_several_lists_is_refused():
     model = Rung(32, 2).build()
+    model.model.rotations = nn.ModuleList(nn.Identity() for _ in range(2))  # what holds nothing is no part
+    assert blocks.decoder_blocks(model)[0] == "model.layers"
     model.model.networks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
     with pytest.raises(LabkitError, match="one torch.nn.ModuleList; got 'LlamaForCausalLM with model.layers, model.net"):
         blocks.decoder_blocks(model)

@@ -193,7 +193,7 @@ def drop_layers(
     ------
     LabkitError
         ``keep`` out of range; unknown importance; a seed that is no whole number; missing or unfit calibration tokens;
-        activations not finite.
+        activations not finite; a config that cannot state which layers are kept.
     """
     surgery.check_keep(model, keep)
     measure = _named("importance", importance, IMPORTANCES)

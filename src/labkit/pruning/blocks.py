@@ -87,7 +87,7 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     check_model(model)
     layers = model.config.get_text_config().num_hidden_layers
     inside = {m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList) and len(m) == layers}
-    lists = {name: module for name, module in model.named_modules() if module in inside}
+    lists = {n: m for n, m in model.named_modules() if m in inside and next(m.parameters(), None) is not None}
     name = next(iter(lists), None)
     outer = [other for other in lists if name and other.rpartition(".")[0] == name.rpartition(".")[0]]
     if len(outer) != 1:
