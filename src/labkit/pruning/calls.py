@@ -18,7 +18,7 @@ Call = tuple[tuple, dict[str, Any]]
 
 
 def states_in(output: Tensor | tuple | list) -> Tensor:
-    """The hidden states in what a block returns: that itself, or the first value of several."""
+    """The hidden states (batch, time, width) in what a block returns: that itself, or the first value of several."""
     return output[0] if isinstance(output, tuple | list) else output
 
 

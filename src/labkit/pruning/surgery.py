@@ -68,8 +68,9 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
 
 
 def keep_layers_of_config(config: PreTrainedConfig, kept: Sequence[int]) -> None:
-    """Bring a config, of text, in line with the layers kept: how many there are, what it lists of each layer, e.g.
-    ``layer_types``, and how many first ones or which differ. In place.
+    """Bring a config, of text, in line with the layers kept, by their numbers in rising order: how many there are, what
+    it lists of each layer, e.g. ``layer_types``, and how many first ones or which differ. In place; whether that states
+    them all is for `keep_layers` to see.
     """
     layers = config.num_hidden_layers
     for field, value in dict(vars(config)).items():
