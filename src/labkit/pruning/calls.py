@@ -87,8 +87,8 @@ def returned(model: PreTrainedModel, layers: nn.ModuleList, tokens: Tensor) -> i
     finally:
         handle.remove()
     if not seen:
-        received = f"{type(model).__name__}, whose {type(layers[0]).__name__} is not"
-        raise LabkitError("the blocks of a decoder are run on tokens", received, "Use a causal language model.")
+        received = f"{type(model).__name__}, which runs no {type(layers[0]).__name__}"
+        raise LabkitError("a decoder runs its blocks on tokens", received, "Use a causal language model.")
     return seen[0]
 
 

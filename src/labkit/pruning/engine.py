@@ -116,15 +116,18 @@ def _by_sparsegpt(matrix: Matrix, statistic: Hessian, keep: Keep, generator: tor
     matrix.weight.copy_(sparsegpt.prune_columns(matrix.weight, statistic.factor, statistic.dead, keep, m))
 
 
-def check_plain(model: PreTrainedModel) -> None:
-    """Raise LabkitError if the model is quantised, or carries adapters: zeros would not be where the product is."""
+def check_plain(model: PreTrainedModel, done: str = "pruned") -> None:
+    """Raise LabkitError if the model is quantised, or carries adapters: its weights would not be what it computes with.
+
+    ``done`` says what is about to be done to it.
+    """
     blocks.check_model(model)
     if getattr(model.config, "quantization_config", None) is not None:
-        remedy = "Load it without quantization_config, prune it, and quantise afterwards."
-        raise LabkitError("a model is pruned before it is quantised", f"a quantised {type(model).__name__}", remedy)
+        remedy = "Load it without quantization_config, and quantise afterwards."
+        raise LabkitError(f"a model is {done} before it is quantised", f"a quantised {type(model).__name__}", remedy)
     for name, module in model.named_modules():
         if hasattr(module, "base_layer"):
-            raise LabkitError("adapters are merged before a model is pruned", f"one at {name}", "Merge it first.")
+            raise LabkitError(f"adapters are merged before a model is {done}", f"one at {name}", "Merge it first.")
 
 
 @torch.no_grad()

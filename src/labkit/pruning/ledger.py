@@ -1,7 +1,7 @@
 """The ledger of masks: which weights were pruned, kept with the model, so that zeros that come back are found.
 
 The zeros themselves are the mask; the config holds, for every matrix, how many there are and a hash of where. Any
-change of the pattern is a violation: weights that are zero no longer, and zeros that were not recorded. bfloat16 keeps
+change of a recorded pattern is a violation: weights that are zero no longer, and zeros that were not recorded. bfloat16 keeps
 the exponents of float32 and with them the pattern; float16 underflows below 2⁻²⁵, which adds zeros: `check_masks` then
 says how many, and `record_masks` takes them as pruned.
 """
