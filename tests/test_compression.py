@@ -44,6 +44,7 @@ def test_a_list_stands_for_each_of_its_values():
         ({"shrink": {"ffn": 0.5, "importance": "random"}}, "shrink ffn 50% by random", 0.0),
         ({"recover": {"method": "lora", "tokens": 200_000}}, "lora 200k", 0.0),
         ({"recover": {}}, "lora 2M", 0.0),
+        ({"recover": {"rank": 2, "learning_rate": 1e-3}}, "lora learning_rate 0.001 rank 2 2M", 0.0),
         ({"drop_layers": {"keep": 1, "importance": "random"}}, "keep-layers 1 by random", 0.0),
         ({"train": {"student": "64x2", "tokens": 3_000_000}}, "64x2 scratch 3M", 0.0),
         ({"shrink": {"width": 64}, "train": {"tokens": 3_000_000}}, "shrink width 64 + train 3M", 0.0),
@@ -85,9 +86,9 @@ def test_recovery_from_the_dense_model_is_told_who_the_teacher_is(monkeypatch):
         return model
 
     monkeypatch.setattr("labkit.recovery.recover", recover)
-    table = {"prune": {"criterion": "magnitude", "sparsity": 0.5}, "recover": {"method": "distil", "tokens": 7}}
+    table = {"prune": {"criterion": "magnitude", "sparsity": 0.5}, "recover": {"method": "distil", "tokens": 700}}
     Compression.parse(table).apply(MODEL, TOKENS, "the corpus", seed=3)
-    assert told == {"teacher": MODEL, "corpus": "the corpus", "seed": 3, "tokens": 7, "zeros": 0.5}
+    assert told == {"teacher": MODEL, "corpus": "the corpus", "seed": 3, "tokens": 700, "zeros": 0.5}
 
 
 TOKENS_OF_TWO_BATCHES = 2 * 64 * 48

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, GptOssConfig, MixtralConfig, Qwen2MoeConfig
+from transformers import AutoModelForCausalLM as Auto
 
 from labkit import flops
 from labkit.ladder import Rung
@@ -41,3 +42,31 @@ def test_forward_agrees_with_pytorch_up_to_norms(time):
 def test_training_costs_three_forwards():
     model = Rung(16, 1).build()
     assert flops.training_flops_per_token(model, 48) == 3 * flops.forward_flops_per_token(model, 48)
+
+
+SHAPE = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE |= {"num_key_value_heads": 2, "num_experts_per_tok": 2}
+MIXTURES = [
+    MixtralConfig(**SHAPE, num_local_experts=8),
+    GptOssConfig(**SHAPE, num_local_experts=8, head_dim=16),
+    Qwen2MoeConfig(**SHAPE, num_experts=8, moe_intermediate_size=32, shared_expert_intermediate_size=32),
+]
+
+
+@pytest.mark.parametrize("config", MIXTURES, ids=lambda config: config.model_type)
+def test_of_experts_those_are_counted_that_a_token_is_routed_to(config):
+    """As PyTorch counts what is run, up to norms and biases, and attention as a full square."""
+    model, time = Auto.from_config(config).eval(), 32
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")  # nor products in groups
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.randint(64, (1, time)), use_cache=False)
+    causal_saving = 2 * 2 * time * 4 * 16
+    ours = time * (flops.forward_flops_per_token(model, time) + causal_saving)
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.03)
+    before, step = flops.training_flops_per_token(model, time), flops.forward_flops_per_token(model, time)
+    assert before == 3 * step
+    experts = [p for name, p in model.named_parameters() if ".experts." in name]
+    for parameter in experts:
+        parameter.requires_grad_(False)
+    assert flops.training_flops_per_token(model, time) == before - 2 * sum(p.numel() for p in experts) * 2 // 8

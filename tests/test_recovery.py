@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from labkit import forward, recovery, training
@@ -95,7 +95,7 @@ def test_zeros_stay_the_loss_falls_and_the_input_is_untouched(build, method):
 def test_the_losses_told_are_those_of_rows_that_training_does_not_see():
     model = halved(llama())
     new = recover(model, CORPUS, "full", **FAST)
-    rows = list(recovery._held_out(CORPUS, TOKENS))
+    rows = list(recovery._held_out(recovery._Rows(CORPUS, vocabulary.SIZE), TOKENS))
     shown = {row.tobytes() for tokens, _ in CORPUS.batches(BATCH, STEPS) for row in tokens}
     assert not shown & {row.tobytes() for tokens, _ in rows for row in tokens}
     for told, m in (("loss_before_nats", model), ("loss_after_nats", new)):
@@ -113,7 +113,7 @@ def test_rows_held_out_of_a_foreign_corpus_are_those_after_the_training():
         def batches(self, batch, steps, first=0):
             yield from ((np.full((batch, 24), step), np.full((batch, 24), step)) for step in range(first, steps))
 
-    numbers = [int(tokens[0, 0]) for tokens, _ in recovery._held_out(Counting(), TOKENS)]
+    numbers = [int(tokens[0, 0]) for tokens, _ in recovery._held_out(recovery._Rows(Counting(), vocabulary.SIZE), TOKENS)]
     assert numbers == list(range(STEPS, STEPS + recovery.HELD_OUT))
 
 
@@ -188,7 +188,7 @@ def test_distilling_brings_the_student_nearer_to_its_teacher():
         matrix.weight.mul_(10)  # fresh weights are so small that halving them changes nothing
     teacher.lm_head.weight.data.mul_(30)
     student = halved(copy.deepcopy(teacher))
-    tokens, labels = (torch.from_numpy(x) for x in next(recovery._held_out(CORPUS, TOKENS)))
+    tokens, labels = (torch.from_numpy(x) for x in next(recovery._held_out(recovery._Rows(CORPUS, vocabulary.SIZE), TOKENS)))
     loss = recovery._Distilled(teacher, teacher.device)
     new = recover(student, CORPUS, "distil", teacher=teacher, tokens=4 * TOKENS, learning_rate=1e-2)
     after, before = (loss(forward.Forward(model), tokens, labels).item() for model in (new, student))
@@ -273,15 +273,19 @@ def test_frozen_parameters_and_the_mode_are_given_back():
 
 WRONG = [
     ({"method": "lorra"}, "a known method of recovery is needed; got 'lorra'. Nearest: lora. All: lora, full, distil."),
-    ({"rank": 0}, "the rank of an adapter is a whole number ≥ 1; got 0. Give e.g. rank=8."),
-    ({"rank": 2.0}, "the rank of an adapter is a whole number ≥ 1; got 2.0."),
-    ({"tokens": -5}, f"a training takes at least one batch of {BATCH} × 24 tokens; got -5. Raise tokens."),
+    ({"rank": 0}, "the rank of an adapter is 1 or more; got 0. Give e.g. rank=8."),
+    ({"rank": 2.0}, "the rank of an adapter is a whole number; got 2.0."),
+    ({"tokens": -5}, f"a recovery takes at least one batch of {BATCH} rows; got -5. Raise tokens."),
+    ({"tokens": BATCH * 24 - 1}, f"a training takes at least one batch of {BATCH} × 24 tokens; got 95. Raise tokens."),
     ({"method": "distil"}, "distillation needs a teacher; got None. Give teacher="),
     ({"method": "distil", "teacher": "ladder"}, "a model is one of transformers; got 'ladder'. Load it first"),
     ({"tokens": 2e6}, "the number of tokens is a whole number; got 2000000.0. Give e.g. 2000000."),
     ({"seed": "0"}, "a seed is a whole number; got '0'."),
     ({"learning_rate": 0}, "a learning rate is a number above 0; got 0. Leave it out, or give e.g. 0.001."),
     ({"learning_rate": float("nan")}, "a learning rate is a number above 0; got nan."),
+    ({"learning_rate": float("inf")}, "a learning rate is a number above 0; got inf."),
+    ({"learning_rate": True}, "a learning rate is a number above 0; got True."),
+    ({"folder": __file__}, "checkpoints are kept in a folder; got '"),
 ]
 
 
@@ -305,3 +309,100 @@ def test_a_model_whose_zeros_came_back_is_not_recovered():
     blocks.matrices(model)["model.layers.0.mlp.up_proj"].weight.fill_(1)
     with pytest.raises(LabkitError, match="model.layers.0.mlp.up_proj: .* zeros are zero no longer"):
         recover(model, CORPUS, "full", **FAST)
+
+
+def test_a_checkpoint_of_another_model_or_teacher_is_not_resumed(tmp_path):
+    """Models of one shape differ in their weights alone."""
+
+    def killed(self, batch, steps, first=0):
+        for step, rows in enumerate(CORPUS.batches(batch, steps, first), start=first):
+            if step == 7 and steps == STEPS:
+                raise Kill
+            yield rows
+
+    corpus = type("Fragile", (), {"length": CORPUS.length, "batches": killed, "__repr__": lambda self: "Fragile()"})()
+    for method, *others in (("full", Rung(16, 2).build(seed=4)), ("distil", Rung(16, 2).build(seed=4), llama())):
+        options = {"teacher": llama(), "folder": tmp_path / method, **FAST}
+        with pytest.raises(Kill):
+            recover(llama(), corpus, method, **options)
+        with pytest.raises(LabkitError, match="a checkpoint is resumed by the training it is of; got .*corpus"):
+            recover(others[0], corpus, method, **options)
+        if method == "distil":
+            with pytest.raises(LabkitError, match="a checkpoint is resumed by the training it is of; got .*corpus"):
+                recover(llama(), corpus, method, **options | {"teacher": others[0]})
+        with pytest.raises(Kill):  # the very same one goes on, from step 6
+            recover(llama(), corpus, method, **options)
+
+
+def test_quantised_models_and_adapters_are_refused_before_any_training():
+    quantised, adapted = llama(), llama()
+    quantised.config.quantization_config = {"quant_method": "fp8"}
+    with pytest.raises(LabkitError, match="a model is recovered before it is quantised; got 'a quantised Llama"):
+        recover(quantised, CORPUS, "full", **FAST)
+    adapted.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    for model in (adapted, get_peft_model(llama(), LoraConfig(target_modules=["q_proj"]))):
+        with pytest.raises(LabkitError, match="adapters are merged before a model is recovered; got 'one at .*q_proj"):
+            recover(model, CORPUS, "lora", **FAST)
+
+
+class Foreign:
+    """Batches of token 1, as many and as large as is said, and what is asked in the last place of each row."""
+
+    length = 24
+
+    def __init__(self, most=10**9, rows=None, token=1, label=1):
+        self.most, self.rows, self.token, self.label = most, rows, token, label
+
+    def batches(self, batch, steps, first=0):
+        shape = (self.rows or batch, self.length)
+        labels = np.full(shape, IGNORE)
+        labels[:, -1] = self.label
+        yield from ((np.full(shape, self.token), labels) for _ in range(first, min(steps, self.most)))
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        (None, "a corpus has a length and gives batches; got 'NoneType'. Give labkit.corpus()"),
+        (Foreign(most=5), "a corpus gives as many batches as it is asked for; got '12 of 20'. Ask for fewer tokens"),
+        (Foreign(rows=1), "batches of a corpus are (4, 24); got 'tokens (1, 24) and labels (1, 24) at step 12'."),
+        (Foreign(token=9999), f"tokens and labels lie in the model's vocabulary, 0..{vocabulary.SIZE - 1}; got 'tokens"),
+        (Foreign(token=-1), f"tokens and labels lie in the model's vocabulary, 0..{vocabulary.SIZE - 1}; got 'tokens"),
+        (Foreign(label=9999), f"tokens and labels lie in the model's vocabulary, 0..{vocabulary.SIZE - 1}; got 'tokens"),
+        (Foreign(label=IGNORE), "rows ask for something; got '8 batches without a label'. Label some places."),
+    ],
+)
+def test_a_corpus_that_gives_something_else_is_refused(corpus, message):
+    with pytest.raises(LabkitError) as caught:
+        recover(llama(), corpus, "full", **FAST)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_corpus_that_ends_within_the_training_is_refused():
+    """Its held-out rows are there: it ends for the training alone."""
+
+    class Short(Foreign):
+        def batches(self, batch, steps, first=0):
+            yield from super().batches(batch, steps if first else 5, first)
+
+    with pytest.raises(LabkitError, match="a corpus gives as many batches as it is asked for; got '5 of 12'"):
+        recover(llama(), Short(), "full", **FAST)
+    assert recover(llama(), Foreign(), "full", **FAST) is not None
+
+
+def test_a_loss_that_is_not_finite_is_refused_before_and_told_after(monkeypatch):
+    broken = llama()
+    broken.get_output_embeddings().weight.data[5] = torch.inf
+    with pytest.raises(LabkitError, match="the loss of a model is finite; got (nan|inf). Check the weights"):
+        recover(broken, CORPUS, "full", **FAST)
+    losses = iter([1.0, float("nan")])
+    monkeypatch.setattr(recovery, "mean_loss", lambda *_: next(losses))
+    with pytest.warns(UserWarning, match="not finite in torch.float32: loss_after_nats"):
+        new = recover(llama(), CORPUS, "full", **FAST)
+    assert facts(new)["loss_before_nats"] == 1.0 and facts(new)["loss_after_nats"] is None
+
+
+def test_the_seed_of_adapters_reaches_no_generator_of_a_gpu(monkeypatch):
+    model = llama()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU was seeded"))
+    recover(model, CORPUS, "lora", **FAST)

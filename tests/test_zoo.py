@@ -255,6 +255,26 @@ def test_dtype_and_device_map(tmp_path):
         load(str(tmp_path), dtype="bfloat")
 
 
+def test_weights_that_float16_has_no_room_for_are_no_violation(tmp_path):
+    """1e-9 is 0 in float16: one zero more than were pruned. A pruned weight that came back is found all the same."""
+    dense = built(FAMILIES["llama"], torch.float32)
+    pruned = prune(dense, "magnitude", 0.5)
+    name, matrix = next(iter(blocks.matrices(pruned).items()))
+    row, column = (matrix.weight != 0).nonzero()[0].tolist()
+    matrix.weight.data[row, column] = 1e-9
+    pruned.save_pretrained(tmp_path / "small")
+    half = load(str(tmp_path / "small"), dtype="float16")
+    assert half.dtype == torch.float16 and not half.training
+    ledger.check_masks(half)
+    zeros = {n: int((m.weight == 0).sum()) for n, m in blocks.matrices(pruned).items()}
+    assert {n: int((m.weight == 0).sum()) for n, m in blocks.matrices(half).items()} == zeros | {name: zeros[name] + 1}
+    row, column = (matrix.weight == 0).nonzero()[0].tolist()
+    matrix.weight.data[row, column] = 1.0
+    pruned.save_pretrained(tmp_path / "broken")
+    with pytest.raises(LabkitError, match=f"{name}: 1 of {zeros[name]} zeros are zero no longer"):
+        load(str(tmp_path / "broken"), dtype="float16")
+
+
 def test_capped_attention_is_computed_with_its_cap(tmp_path):
     """PyTorch's fused attention, which transformers takes by default, leaves the cap of Gemma 2 out."""
     config = Gemma2Config(**SIZES, num_key_value_heads=2, attn_logit_softcapping=0.01, query_pre_attn_scalar=1, **SMALL)

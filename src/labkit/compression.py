@@ -220,6 +220,10 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
         from labkit.quantization import check_quantize
 
         check_quantize(arguments["bits"])
+    if verb == "recover":
+        from labkit.recovery import check_recover
+
+        check_recover(**arguments)
     if verb in STUDENT_VERBS:
         _check_student(verb, arguments)
     if verb == "drop_layers" and ("drop" in arguments) == ("keep" in arguments):
@@ -270,7 +274,8 @@ def _shrink_name(asked: dict[str, Any]) -> str:
 
 def _recover_name(asked: dict[str, Any]) -> str:
     tokens = asked.get("tokens", inspect.signature(_function("recover")).parameters["tokens"].default)
-    return f"{asked.get('method', 'lora')} {_count(tokens)}"
+    options = [f"{name} {asked[name]:g}" for name in sorted(set(asked) - {"method", "tokens"})]
+    return " ".join([asked.get("method", "lora"), *options, _count(tokens)])
 
 
 def _train_name(asked: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from numbers import Real
 from pathlib import Path
@@ -23,7 +25,7 @@ from labkit.errors import LabkitError, unknown, whole
 from labkit.flops import forward_flops_per_token
 from labkit.forward import Forward, asked_places
 from labkit.lineage import record
-from labkit.pruning import blocks, ledger
+from labkit.pruning import blocks, engine, ledger
 from labkit.records import IGNORE
 
 if TYPE_CHECKING:
@@ -66,51 +68,58 @@ def recover(
     teacher
         For ``"distil"`` the model to learn from, as a rule the uncompressed parent; others do not look at it.
     learning_rate
-        Peak; by default 1e-3 (``"lora"``: 5e-3) up to width 64, falling as 1/width beyond.
+        Peak; by default 1e-3 (``"lora"``: 5e-3) up to width 64, falling as 1/width beyond. A training of fewer than
+        167 steps of 64 rows does not reach it (`labkit.training.train`): the rate rises over 100 steps.
     seed
-        Of the adapters' first values, the only thing drawn here. Data is drawn by the corpus, so a second run of
-        ``"full"`` or ``"distil"`` with another seed is the same run: to repeat it, give a corpus of another seed.
+        Of the adapters' first values, the only thing drawn here, unless the model has dropout. Data is drawn by the
+        corpus, so a second run of ``"full"`` or ``"distil"`` with another seed is the same run: to repeat it, give a
+        corpus of another seed.
     folder
-        Where a killed recovery resumes from.
+        Where a killed recovery resumes from, of the same model, corpus and teacher.
 
     The lineage gets tokens, flops (the teacher's included), seconds, and the mean loss of answers in nats on rows no
     recovery trains on: ``loss_before_nats`` and ``loss_after_nats``; for ``"lora"`` also ``loss_adapter_nats`` (before
-    merging) and ``loss_merged_nats`` (merged, zeros destroyed). Held-out rows of a corpus that is not labkit's are the
-    batches after those it trained on.
+    merging) and ``loss_merged_nats`` (merged, zeros destroyed). One that is not finite afterwards is None, with a
+    warning. Held-out rows of a corpus that is not labkit's are the batches after those it trained on.
 
-    Raises LabkitError for an unknown method, what is no model, tokens or a seed that are no whole number, a rank below
-    1, a learning rate that is not above 0, fewer tokens than one batch, no teacher or one of another vocabulary,
-    matrices that peft cannot adapt, and whatever `labkit.training.train` raises.
+    Raises LabkitError for an unknown method; what is no model; a quantised model, or adapters that are not merged;
+    tokens or a seed that are no whole number; a rank below 1; a learning rate that is not above 0; fewer tokens than
+    one batch; a corpus that gives other batches than it is asked for, or tokens outside the vocabulary; no teacher, or
+    one of another vocabulary; a loss that is not finite before; matrices that peft cannot adapt; a folder that is a
+    file; and whatever `labkit.training.train` raises.
     """
-    if method not in METHODS:
-        raise unknown("method of recovery", method, METHODS)
-    blocks.check_model(model)
-    tokens, seed = whole("the number of tokens", tokens, 2_000_000), whole("a seed", seed, 0)
-    if learning_rate is not None and not (isinstance(learning_rate, Real) and learning_rate > 0):
-        raise LabkitError("a learning rate is a number above 0", learning_rate, f"Leave it out, or give e.g. {RATE}.")
-    if method == "lora" and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise LabkitError("the rank of an adapter is a whole number ≥ 1", rank, "Give e.g. rank=8.")
+    check_recover(method, tokens, rank, learning_rate)
+    tokens, rank, seed = int(tokens), int(rank), whole("a seed", seed, 0)
+    engine.check_plain(model, "recovered")
     if method == "distil":
         _check_teacher(model, teacher)
     ledger.check_masks(model)
+    if folder is not None and Path(folder).is_file():
+        raise LabkitError("checkpoints are kept in a folder", f"{folder}, a file", "Give another name.")
+    rows = _Rows(corpus, model.get_input_embeddings().weight.shape[0])
+    held_out = list(_held_out(rows, tokens))
+    if folder is not None:  # shapes alone do not tell two models apart
+        models = (model, teacher) if method == "distil" else (model,)
+        rows.identity += "".join(engine.fingerprint(each.state_dict()) for each in models)
     new = copy.deepcopy(model)
     if learning_rate is None:
         width = model.config.get_text_config().hidden_size
         learning_rate = (LORA_RATE if method == "lora" else RATE) * min(1.0, 64 / width)
-    rows = list(_held_out(corpus, tokens))
     asked = {"method": method, "learning_rate": learning_rate, "seed": seed}
-    losses = {"loss_before_nats": mean_loss(new, rows)}
+    losses = {"loss_before_nats": mean_loss(new, held_out)}
+    if not math.isfinite(losses["loss_before_nats"]):
+        raise LabkitError("the loss of a model is finite", losses["loss_before_nats"], blocks.MAKE_FINITE)
     label = f"recover {method}"
     options = {"batch": BATCH, "learning_rate": learning_rate, "folder": folder}
     if method == "lora":
         asked["rank"] = rank
         label += f" rank {rank} seed {seed}"
-        train = lambda m: training.train(m, corpus, tokens, label=label, **options)  # noqa: E731
-        new, done, more = _lora(new, rank, seed, rows, train)
+        train = lambda m: training.train(m, rows, tokens, label=label, **options)  # noqa: E731
+        new, done, more = _lora(new, rank, seed, held_out, train)
         losses |= more
     else:
         run = {"loss": training.answers_only} if method == "full" else {"loss": _Distilled(teacher, new.device)}
-        done = _in_float32(new, lambda m: training.train(m, corpus, tokens, label=label, **options, **run))
+        done = _in_float32(new, lambda m: training.train(m, rows, tokens, label=label, **options, **run))
     flops = done.flops
     if method == "distil":
         flops += float(forward_flops_per_token(teacher, corpus.length) * done.tokens)
@@ -118,14 +127,35 @@ def recover(
         ours.requires_grad_(theirs.requires_grad)
     if ledger.masks_of(new):
         ledger.record_masks(new)  # going back to a narrow type can add zeros, never take any away
-    losses["loss_after_nats"] = mean_loss(new, rows)
+    losses["loss_after_nats"] = mean_loss(new, held_out)
+    if overflown := [name for name, loss in losses.items() if not math.isfinite(loss)]:
+        warnings.warn(f"not finite in {new.dtype}: {', '.join(overflown)}", stacklevel=2)
+        losses |= dict.fromkeys(overflown)
     record(new, "recover", **asked, tokens=done.tokens, flops=flops, seconds=done.seconds, **losses)
     return new.train(model.training)
 
 
+def check_recover(
+    method: str = "lora", tokens: int = 2_000_000, rank: int = 8, learning_rate: float | None = None
+) -> None:
+    """Raise the LabkitError that `recover` would raise for these, before any model is loaded."""
+    if method not in METHODS:
+        raise unknown("method of recovery", method, METHODS)
+    if whole("the number of tokens", tokens, 2_000_000) < BATCH:
+        raise LabkitError(f"a recovery takes at least one batch of {BATCH} rows", tokens, "Raise tokens.")
+    if method == "lora" and whole("the rank of an adapter", rank, 8) < 1:
+        raise LabkitError("the rank of an adapter is 1 or more", rank, "Give e.g. rank=8.")
+    number = isinstance(learning_rate, Real) and not isinstance(learning_rate, bool)
+    if learning_rate is not None and not (number and 0 < learning_rate < math.inf):
+        raise LabkitError("a learning rate is a number above 0", learning_rate, f"Leave it out, or give e.g. {RATE}.")
+
+
 @torch.no_grad()
 def mean_loss(model: PreTrainedModel, batches: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Mean cross-entropy, in nats, over all answers of (tokens, labels) batches, without autocast."""
+    """Mean cross-entropy, in nats, over all answers of (tokens, labels) batches, without autocast.
+
+    Raises LabkitError if there are none.
+    """
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     total, count = 0.0, 0
@@ -135,16 +165,54 @@ def mean_loss(model: PreTrainedModel, batches: list[tuple[np.ndarray, np.ndarray
         total += F.cross_entropy(logits[labels != IGNORE].float(), labels[labels != IGNORE], reduction="sum").item()
         count += int((labels != IGNORE).sum())
     model.train(was_training)
+    if not count:
+        raise LabkitError("rows ask for something", f"{len(batches)} batches without a label", "Label some places.")
     return total / count
 
 
-def _held_out(corpus: Corpus, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+@dataclasses.dataclass
+class _Rows:
+    """A corpus whose batches are looked at before they are used."""
+
+    corpus: Corpus = dataclasses.field(repr=False)
+    vocabulary: int = dataclasses.field(repr=False)
+    identity: str = ""  # what a checkpoint is recognised by
+
+    def __post_init__(self) -> None:
+        if not (hasattr(self.corpus, "length") and hasattr(self.corpus, "batches")):
+            remedy = "Give labkit.corpus(), or an object with length and batches(batch, steps, first)."
+            raise LabkitError("a corpus has a length and gives batches", type(self.corpus).__name__, remedy)
+        self.identity = repr(self.corpus)
+
+    @property
+    def length(self) -> int:
+        return self.corpus.length
+
+    def batches(self, batch: int, steps: int, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As of a corpus. Raises LabkitError for batches of another shape, fewer of them, or tokens that are unknown."""
+        given = first
+        for given, (tokens, labels) in enumerate(self.corpus.batches(batch, steps, first), start=first + 1):
+            if not tokens.shape == labels.shape == (batch, self.length):
+                received = f"tokens {tokens.shape} and labels {labels.shape} at step {given - 1}"
+                raise LabkitError(f"batches of a corpus are {(batch, self.length)}", received, "Give whole batches.")
+            low, high = int(tokens.min()), int(max(tokens.max(), labels.max()))
+            if low < 0 or high >= self.vocabulary:
+                received = f"tokens {low}..{high} at step {given - 1}"
+                rule = f"tokens and labels lie in the model's vocabulary, 0..{self.vocabulary - 1}"
+                raise LabkitError(rule, received, "Use a corpus made for the model.")
+            yield tokens, labels
+        if given != steps:
+            remedy = f"Ask for fewer tokens: those held out are {HELD_OUT} batches more."
+            raise LabkitError("a corpus gives as many batches as it is asked for", f"{given} of {steps}", remedy)
+
+
+def _held_out(rows: _Rows, tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches no recovery trains on. Of our own corpus: a stream apart, late, with all abilities."""
-    if isinstance(corpus, Corpus):
-        apart = dataclasses.replace(corpus, seed=corpus.seed + 2_000_000)  # + 1_000_000 is calibration
-        return apart.batches(BATCH, 100 * HELD_OUT, 99 * HELD_OUT)
-    trained = max(tokens // (BATCH * corpus.length), 1)
-    return corpus.batches(BATCH, trained + HELD_OUT, trained)
+    if isinstance(rows.corpus, Corpus):
+        apart = dataclasses.replace(rows.corpus, seed=rows.corpus.seed + 2_000_000)  # + 1_000_000 is calibration
+        return _Rows(apart, rows.vocabulary).batches(BATCH, 100 * HELD_OUT, 99 * HELD_OUT)
+    trained = max(tokens // (BATCH * rows.length), 1)
+    return rows.batches(BATCH, trained + HELD_OUT, trained)
 
 
 def _check_teacher(model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
@@ -218,7 +286,7 @@ def _adapted(model: PreTrainedModel, rank: int, seed: int) -> PeftModel:
         fan_in_fan_out=any(isinstance(m.module, Conv1D) for m in found),
     )
     with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU, whatever the model is on
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and no GPU's generator is touched
         try:
             return get_peft_model(model, config)
         except (ValueError, RuntimeError) as error:

@@ -101,7 +101,8 @@ def load(
 
     Raises LabkitError for an unknown name, a damaged file, a model that has no safetensors weights or not all of them,
     one that is no causal decoder or needs code of its own, a hub id that cannot be fetched (`labkit.hub`), and a pruned
-    model whose zeros are not where they were recorded (`labkit.pruning.ledger`).
+    model whose zeros are not where they were recorded (`labkit.pruning.ledger`). Small weights that float16 makes 0 are
+    taken into the ledger.
     """
     where, kind = _place(name, folder)
     if kind == "hub":
@@ -114,8 +115,17 @@ def load(
     options: dict = {"dtype": _dtype(dtype), "device_map": device_map, "trust_remote_code": trust_remote_code}
     if config.get("attn_logit_softcapping") is not None:
         options["attn_implementation"] = "eager"
+    from labkit.pruning import ledger
+
+    # float16 has no small weights: what becomes 0 there was not pruned, so the zeros are checked before.
+    float16 = _dtype("float16")
+    narrowed = ledger.FIELD in config and options["dtype"] == float16
     with _quiet() if kind == "shipped" else contextlib.nullcontext():
-        model = _from_pretrained(name, where, options)
+        model = _from_pretrained(name, where, {**options, "dtype": "auto"} if narrowed else options)
+    ledger.check_masks(model)
+    if narrowed:
+        model.to(float16)
+        ledger.record_masks(model)
     if kind == "hub":
         model.config._commit_hash = where.name
     return model
@@ -269,9 +279,6 @@ def _from_pretrained(name: str, where: Path, options: dict) -> PreTrainedModel:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         remedy = "Fetch or save it anew; the base of a model without its output head is not a language model."
         raise LabkitError("every weight comes from the file, none is drawn", f"{name} without {absent[0]}{more}", remedy)
-    from labkit.pruning.ledger import check_masks
-
-    check_masks(model)
     return model.eval()
 
 

@@ -3,7 +3,7 @@
 The zeros themselves are the mask; the config holds, for every matrix, how many there are and a hash of where. Any
 change of a recorded pattern is a violation: weights that are zero no longer, and zeros that were not recorded. bfloat16 keeps
 the exponents of float32 and with them the pattern; float16 underflows below 2⁻²⁵, which adds zeros: `check_masks` then
-says how many, and `record_masks` takes them as pruned.
+says how many, and `record_masks` takes them as pruned, as `labkit.load` does that reads a model in float16.
 """
 
 from __future__ import annotations
