@@ -5,8 +5,9 @@ PYTHONPATH=src .venv-oracles/bin/python benchmarks/pruning.py       (with the ex
 
 Same model, same calibration tokens, same micro-batches for the plain pass. All are timed in one process, in turn, round
 after round, so that what else the machine does strikes all alike; the fastest round counts, and the first is told too
-(on a GPU it also pins the memory in which hidden states wait). Where other work never stops,
-``OMP_NUM_THREADS=1 … --processor`` counts the process's own processor seconds instead.
+(on a GPU it also pins the memory in which hidden states wait). Freed memory that goes back to the system costs all of
+them page faults; with ``MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000`` none does (glibc). Where
+other work never stops, ``OMP_NUM_THREADS=1 … --processor`` counts the process's own processor seconds instead.
 The peak of memory is what it grows by from model and tokens being there until the pruned model is, its copy included:
 on a GPU of allocated memory, else of resident memory, in a process for each, which has no earlier peaks.
 

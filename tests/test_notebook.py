@@ -137,6 +137,10 @@ def test_a_compression_is_told_apart() -> None:
     assert told[["damage", "method", "tokens"]].values.tolist() == [
         ["wanda 70 %", "", 0], ["wanda 70 %", "lora", 200_000], ["none", "full", 1_000_000]
     ]  # fmt: skip
+    at_rate = verdicts(wanda=(0, 1)).assign(compression="wanda + full learning_rate 6.4e-05 rank 2 50k")
+    assert notebook.recoveries(at_rate)[["damage", "method", "tokens"]].values.tolist() == [
+        ["wanda 70 %", "full learning_rate 6.4e-05 rank 2", 50_000]
+    ]  # fmt: skip
     structured = verdicts(wanda=(0, 1)).assign(compression="drop-layers 1 by loss", sparsity=0.0)
     assert notebook.recoveries(structured)[["damage", "method"]].values.tolist() == [["drop-layers 1 by loss", ""]]
     assert notebook.recoveries(structured.assign(verdict="absent")).empty
@@ -164,6 +168,11 @@ def test_what_became_of_an_ability(outcome, tokens, methods, bounds) -> None:
     (row,) = notebook.comebacks(verdicts(**bounds)).to_dict("records")
     assert (row["outcome"], row["methods"], row["damage"]) == (outcome, methods, "wanda 70 %")
     assert row["tokens"] == tokens if tokens else np.isnan(row["tokens"])
+
+
+def test_of_fewer_seeds_than_a_verdict_needs_nothing_is_said() -> None:
+    few = verdicts(wanda=LOW, wanda_plus_full_200k=HIGH, full_1M=HIGH).assign(n_seeds=4)
+    assert list(notebook.comebacks(few).outcome) == ["open"]
 
 
 def test_comebacks_show_the_best_recovery_and_the_control() -> None:

@@ -188,7 +188,8 @@ def test_distilling_brings_the_student_nearer_to_its_teacher():
         matrix.weight.mul_(10)  # fresh weights are so small that halving them changes nothing
     teacher.lm_head.weight.data.mul_(30)
     student = halved(copy.deepcopy(teacher))
-    tokens, labels = (torch.from_numpy(x) for x in next(recovery._held_out(recovery._Rows(CORPUS, vocabulary.SIZE), TOKENS)))
+    rows = recovery._Rows(CORPUS, vocabulary.SIZE)
+    tokens, labels = (torch.from_numpy(x) for x in next(recovery._held_out(rows, TOKENS)))
     loss = recovery._Distilled(teacher, teacher.device)
     new = recover(student, CORPUS, "distil", teacher=teacher, tokens=4 * TOKENS, learning_rate=1e-2)
     after, before = (loss(forward.Forward(model), tokens, labels).item() for model in (new, student))

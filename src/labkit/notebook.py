@@ -27,7 +27,7 @@ DPI = 110
 UNTOUCHED = "none"
 """The damage of a model that was not pruned."""
 _SHOWN = ("labkit", "torch", "transformers", "pandas", "duckdb")
-_RECOVERED = r"^(?:(?P<before>.+) \+ )?(?P<method>[a-z]+) (?P<size>\d+)(?P<unit>[kM])$"  # "wanda + lora 200k"
+_RECOVERED = r"^(?:(?P<before>.+) \+ )?(?P<method>[a-z]+(?: [a-z_]+ [\d.e-]+)*) (?P<size>\d+)(?P<unit>[kM])$"
 _FRAME = (-0.35, 1.35)  # retention drawn; what lies beyond stands at the edge
 
 
@@ -149,7 +149,7 @@ def comebacks(verdicts: pd.DataFrame, back: float = 0.8, few: int = 200_000) -> 
     The first that holds, of 95 % intervals of retention: *spared*, pruning alone leaves at least `back`; *elicitable*,
     at least `back` after low-rank adapters, or after at most `few` tokens of any training; *trained back*, at least
     `back` after more; *damaged*, every recovery stays below `back` while the control, never pruned but trained on for
-    as long as any, does not; *open*, all else.
+    as long as any, does not; *open*, all else, and what fewer seeds have than a verdict asks for (`labkit.Rule`).
 
     Parameters
     ----------
@@ -163,7 +163,9 @@ def comebacks(verdicts: pd.DataFrame, back: float = 0.8, few: int = 200_000) -> 
     """
     import pandas as pd
 
-    told, rows = recoveries(verdicts), []
+    from labkit.verdict import Rule
+
+    told, rows, seeds = recoveries(verdicts), [], Rule().min_seeds
     for (rung, ability), group in told.groupby(["rung", "ability"], sort=False, observed=True):
         last = group[group["damage"] == UNTOUCHED].sort_values("tokens").iloc[-1:]
         for damage, ways in group[group["damage"] != UNTOUCHED].groupby("damage", sort=False):
@@ -171,20 +173,21 @@ def comebacks(verdicts: pd.DataFrame, back: float = 0.8, few: int = 200_000) -> 
             if pruned.empty or recovered.empty:
                 continue
             returned = recovered[recovered["low"] >= back]
-            cheap = returned[(returned["method"] == "lora") | (returned["tokens"] <= few)]
+            cheap = returned[returned["method"].str.startswith("lora") | (returned["tokens"] <= few)]
             fewest = returned[returned["tokens"] == returned["tokens"].min()]
             control = (last["low"] >= back).any() and (last["tokens"] >= recovered["tokens"].max()).all()
-            rules = {
-                "spared": (pruned["low"] >= back).all(),
-                "elicitable": len(cheap) > 0,
-                "trained back": len(returned) > 0,
-                "damaged": (recovered["high"] < back).all() and control,
-                "open": True,
-            }
+            rules = (
+                ("open", pruned["n_seeds"].iloc[0] < seeds),
+                ("spared", (pruned["low"] >= back).all()),
+                ("elicitable", len(cheap) > 0),
+                ("trained back", len(returned) > 0),
+                ("damaged", (recovered["high"] < back).all() and control),
+                ("open", True),
+            )
             best = recovered.sort_values("retention").iloc[-1:]
             shown = [_first(part) for part in (pruned, best, last)]
             tokens, methods = fewest["tokens"].min(), ", ".join(sorted(fewest["method"]))
-            outcome = next(name for name, holds in rules.items() if holds)
+            outcome = next(name for name, holds in rules if holds)
             rows.append((rung, damage, ability, *shown, tokens, methods, int(pruned["n_seeds"].iloc[0]), outcome))
     names = ["rung", "damage", "ability", "pruned", "best", "control", "tokens", "methods", "n_seeds", "outcome"]
     return pd.DataFrame(rows, columns=names)
@@ -198,7 +201,8 @@ def draw_recoveries(verdicts: pd.DataFrame, columns: int = 4) -> Figure:
     """Retention against the tokens of a recovery, a panel per ability, a line per damage and method; bars are 95 %.
 
     Lines start at the damage alone, that of the control at 1; a damage that was not measured alone is left out. Hollow
-    marks are undecided. Tokens stand at equal distances; what lies beyond the frame is an arrowhead at its edge.
+    marks are undecided, dotted lines of ways that were not measured at every number of tokens. Tokens stand at equal
+    distances; what lies beyond the frame is an arrowhead at its edge.
 
     Raises LabkitError for verdicts of several rungs, or without a recovery.
     """
@@ -226,7 +230,9 @@ def draw_recoveries(verdicts: pd.DataFrame, columns: int = 4) -> Figure:
                 panel = panels.get_group(ability)
                 line = panel[(panel["damage"] == damage) & panel["method"].isin(["", method])].sort_values("tokens")
                 x = [doses.index(t) + 0.08 * (number - (len(ways) - 1) / 2) for t in line["tokens"]]
-                draw_retentions(axes, x, line, line["verdict"] == "undecided", _FRAME, look(number))
+                *how, style = look(number)
+                how = *how, style if {*doses} <= {*line["tokens"]} else ":"
+                draw_retentions(axes, x, line, line["verdict"] == "undecided", _FRAME, how)
             axes.set(ylim=_FRAME, yticks=[0, 0.5, 1], yticklabels=["0", "0.5", "1"])
             axes.set_xticks(range(len(doses)), [short(dose) for dose in doses])
         figure.supxlabel("tokens trained on after pruning", fontsize=9)

@@ -43,6 +43,17 @@ def test_undecided_is_hollow_and_what_is_off_the_frame_an_arrowhead(verdicts):
     assert len(arrows) == 2 and all(line.get_ydata()[0] == -0.35 for line in arrows)  # random and wanda at 80 %
 
 
+def test_the_level_is_a_line_and_every_dose_a_tick(verdicts):
+    plain, levelled = (plotting.sweep(verdicts, level=level) for level in (None, 0.4))
+    for without, axes in zip(plain.axes, levelled.axes, strict=True):
+        assert list(axes.get_xticks()) == [0.2, 0.5, 0.8]
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["20%", "", "80%"]
+        dashed = [[line.get_ydata()[0] for line in a.get_lines() if line.get_linestyle() == "--"] for a in (without, axes)]
+        assert dashed == [[], [0.4]]
+    (legend,) = levelled.legends
+    assert legend.get_texts()[-1].get_text() == "below 0.4: broken"
+
+
 def test_the_sentence_says_what_is_drawn(verdicts):
     said = plotting.sweep_alt(verdicts)
     assert "2 abilities on rung 64x2" in said and "from 20% to 80% sparsity" in said

@@ -74,6 +74,9 @@ def distill(
 ) -> PreTrainedModel:
     """A copy of ``student``, trained on what ``teacher`` says where the corpus has labels. Both stay as they are.
 
+    It is trained in the type of its own weights: bring a student in half precision to float32 first, or small steps are
+    lost in rounding. It comes back in evaluation mode.
+
     A student can be fresh (``Rung.build``), made from the teacher's layers (`drop_layers`), or pruned: zeros stay zero.
 
     Parameters

@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
 
 from labkit.errors import LabkitError
 from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, counted, draw_retentions, finished, hollow, panel_grid
@@ -16,7 +15,9 @@ from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, counted, draw_r
 _FRAME = (-0.35, 1.35)  # retention shown; what lies beyond is an arrowhead at the edge
 
 
-def sweep(verdicts: pd.DataFrame, margin: float = 0.05, lost: float = 0.20, columns: int = 4) -> Figure:
+def sweep(
+    verdicts: pd.DataFrame, margin: float = 0.05, lost: float = 0.20, columns: int = 4, level: float | None = None
+) -> Figure:
     """Retention against sparsity, one panel per ability and one line per criterion, for one rung.
 
     The bars are 95 % intervals, the shaded band is 1 ± margin (kept), the dotted line the mark for lost. Hollow marks
@@ -29,6 +30,7 @@ def sweep(verdicts: pd.DataFrame, margin: float = 0.05, lost: float = 0.20, colu
         and structured compressions, which have no dose, are left out.
     margin, lost : as in the rule that it was judged by.
     columns : panels side by side.
+    level : of retention, below which an ability counts as broken (`labkit.break_point`); a dashed line, None for none.
 
     Raises
     ------
@@ -39,6 +41,8 @@ def sweep(verdicts: pd.DataFrame, margin: float = 0.05, lost: float = 0.20, colu
     names = list(dict.fromkeys(doses["compression"]))
     panels = doses.groupby("ability", observed=True)
     order = panels["retention"].mean().sort_values(ascending=False).index
+    at = sorted(doses["sparsity"].unique())
+    told = [f"{dose:.0%}" if number % 2 == 0 else "" for number, dose in enumerate(at)]  # every second has room
     with plt.rc_context(STYLE):
         figure, grid = panel_grid(len(order), columns, width=2.2, height=1.6)
         for axes, ability in zip(grid, order, strict=True):
@@ -46,12 +50,15 @@ def sweep(verdicts: pd.DataFrame, margin: float = 0.05, lost: float = 0.20, colu
             axes.axhspan(1 - margin, 1 + margin, color=COLOURS[2], alpha=0.15, linewidth=0, zorder=0)
             axes.axhline(lost, color=GREY, linestyle=":", linewidth=1.2, zorder=1)
             axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
+            if level is not None:
+                axes.axhline(level, color=GREY, linestyle="--", linewidth=0.8, zorder=1)
             for name, line in panels.get_group(ability).groupby("compression", sort=False, observed=True):
                 _draw(axes, line.sort_values("sparsity"), names.index(name), len(names))
             axes.set_ylim(*_FRAME)
             axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        figure.supxlabel("sparsity (share of the weights inside the blocks set to zero)", fontsize=9)
+            axes.set_xticks(at, told)
+        across = "sparsity (share of the weights inside the blocks set to zero); marks of one sparsity are moved apart"
+        figure.supxlabel(across, fontsize=9)
         figure.supylabel("retention (0 = chance, 1 = dense)", fontsize=9)
         key = [
             Line2D([], [], color=COLOURS[i], marker=MARKERS[i], markersize=4.5, label=name)
@@ -62,6 +69,8 @@ def sweep(verdicts: pd.DataFrame, margin: float = 0.05, lost: float = 0.20, colu
             Patch(color=COLOURS[2], alpha=0.15, label=f"{1 - margin:g} to {1 + margin:g}: kept"),
             Line2D([], [], color=GREY, linestyle=":", label=f"below {lost:g}: lost"),
         ]
+        if level is not None:
+            key.append(Line2D([], [], color=GREY, linestyle="--", linewidth=0.8, label=f"below {level:g}: broken"))
         figure.legend(handles=key, loc="outside upper center", ncols=min(4, columns), frameon=False, fontsize=8.5)
     return finished(figure)
 
