@@ -321,7 +321,8 @@ def test_a_checkpoint_of_another_model_or_teacher_is_not_resumed(tmp_path):
                 raise Kill
             yield rows
 
-    corpus = type("Fragile", (), {"length": CORPUS.length, "batches": killed, "__repr__": lambda self: "Fragile()"})()
+    fragile = {"length": CORPUS.length, "batches": killed}
+    corpus, another = (type("Fragile", (), {**fragile, "__repr__": lambda self, n=n: f"Fragile({n})"})() for n in "ab")
     for method, *others in (("full", Rung(16, 2).build(seed=4)), ("distil", Rung(16, 2).build(seed=4), llama())):
         options = {"teacher": llama(), "folder": tmp_path / method, **FAST}
         with pytest.raises(Kill):
@@ -331,6 +332,8 @@ def test_a_checkpoint_of_another_model_or_teacher_is_not_resumed(tmp_path):
         if method == "distil":
             with pytest.raises(LabkitError, match="a checkpoint is resumed by the training it is of; got .*corpus"):
                 recover(llama(), corpus, method, **options | {"teacher": others[0]})
+        with pytest.raises(LabkitError, match="a checkpoint is resumed by the training it is of; got .*corpus"):
+            recover(llama(), another, method, **options)
         with pytest.raises(Kill):  # the very same one goes on, from step 6
             recover(llama(), corpus, method, **options)
 
@@ -367,9 +370,9 @@ class Foreign:
         (None, "a corpus has a length and gives batches; got 'NoneType'. Give labkit.corpus()"),
         (Foreign(most=5), "a corpus gives as many batches as it is asked for; got '12 of 20'. Ask for fewer tokens"),
         (Foreign(rows=1), "batches of a corpus are (4, 24); got 'tokens (1, 24) and labels (1, 24) at step 12'."),
-        (Foreign(token=9999), f"tokens and labels lie in the model's vocabulary, 0..{vocabulary.SIZE - 1}; got 'tokens"),
+        (Foreign(token=vocabulary.SIZE), f"tokens and labels lie in the model's vocabulary, 0..{vocabulary.SIZE - 1}; got 'tokens"),
         (Foreign(token=-1), f"tokens and labels lie in the model's vocabulary, 0..{vocabulary.SIZE - 1}; got 'tokens"),
-        (Foreign(label=9999), f"tokens and labels lie in the model's vocabulary, 0..{vocabulary.SIZE - 1}; got 'tokens"),
+        (Foreign(label=vocabulary.SIZE), f"tokens and labels lie in the model's vocabulary, 0..{vocabulary.SIZE - 1}; got 'tokens"),
         (Foreign(label=IGNORE), "rows ask for something; got '8 batches without a label'. Label some places."),
     ],
 )
@@ -388,7 +391,13 @@ def test_a_corpus_that_ends_within_the_training_is_refused():
 
     with pytest.raises(LabkitError, match="a corpus gives as many batches as it is asked for; got '5 of 12'"):
         recover(llama(), Short(), "full", **FAST)
-    assert recover(llama(), Foreign(), "full", **FAST) is not None
+    assert recover(llama(), Foreign(token=vocabulary.SIZE - 1), "full", **FAST) is not None
+
+
+def test_what_may_be_a_batch_is_not_refused_before_the_corpus_is_known():
+    recovery.check_recover(tokens=BATCH)
+    recover(llama(), CORPUS, "lora", TOKENS, rank=np.int64(1))
+    recovery.check_recover("full", rank=0)  # which it does not look at
 
 
 def test_a_loss_that_is_not_finite_is_refused_before_and_told_after(monkeypatch):

@@ -268,6 +268,9 @@ def test_weights_that_float16_has_no_room_for_are_no_violation(tmp_path):
     ledger.check_masks(half)
     zeros = {n: int((m.weight == 0).sum()) for n, m in blocks.matrices(pruned).items()}
     assert {n: int((m.weight == 0).sum()) for n, m in blocks.matrices(half).items()} == zeros | {name: zeros[name] + 1}
+    next(iter(blocks.matrices(dense).values())).weight.data[0, 0] = 1e-9
+    dense.save_pretrained(tmp_path / "dense")  # that one becomes 0 does not make it a pruned model
+    assert not hasattr(load(str(tmp_path / "dense"), dtype="float16").config, ledger.FIELD)
     row, column = (matrix.weight == 0).nonzero()[0].tolist()
     matrix.weight.data[row, column] = 1.0
     pruned.save_pretrained(tmp_path / "broken")
