@@ -394,6 +394,15 @@ def test_a_corpus_that_ends_within_the_training_is_refused():
     assert recover(llama(), Foreign(token=vocabulary.SIZE - 1), "full", **FAST) is not None
 
 
+@pytest.mark.parametrize(("steps", "share"), [(16, 0.15625), (164, 0.9939), (165, 1.0)])
+def test_short_recoveries_do_not_reach_the_peak_of_the_rate(monkeypatch, steps, share):
+    rates, step = [], torch.optim.AdamW.step
+    note = lambda self, *args, **how: (rates.append(self.param_groups[0]["lr"]), step(self, *args, **how))[1]  # noqa: E731
+    monkeypatch.setattr(torch.optim.AdamW, "step", note)
+    recover(llama(), CORPUS, "full", BATCH * CORPUS.length * steps, learning_rate=1e-3)
+    assert len(rates) == steps and max(rates) == pytest.approx(1e-3 * share, rel=1e-3)
+
+
 def test_what_may_be_a_batch_is_not_refused_before_the_corpus_is_known():
     recovery.check_recover(tokens=BATCH)
     recover(llama(), CORPUS, "lora", TOKENS, rank=np.int64(1))

@@ -116,7 +116,7 @@ def run(
 
     Only what the folder lacks is measured, so a run that was stopped goes on with the same command.
 
-    On two CPU cores quick takes a few minutes, pruning a quarter and recovery three quarters of an hour.
+    On two CPU cores quick takes a few minutes, pruning and recovery about a quarter of an hour each.
     """
     from labkit.study import Study
 

@@ -44,8 +44,8 @@ def forward_flops_per_token(model: PreTrainedModel, time: int) -> int:
     """FLOPs of one token's forward pass in a sequence of ``time`` tokens: 2·N + 2·L·T·a + 2·d·V.
 
     N are the non-embedding parameters (of experts those that a token is routed to), L the layers, T = ``time``, a the
-    attention width (heads × head size, equal to the hidden width d in a plain Llama), V the vocabulary. The attention term is causal: half of the square
-    4·L·T·a that a kernel without a causal shortcut executes.
+    attention width (heads × head size, equal to the hidden width d in a plain Llama), V the vocabulary. The attention
+    term is causal: half of the square 4·L·T·a that a kernel without a causal shortcut executes.
     Source: Kaplan et al. 2020, equation 2.2, with the output head added, which small models cannot neglect.
     """
     config = model.config.get_text_config()

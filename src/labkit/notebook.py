@@ -27,6 +27,7 @@ DPI = 110
 UNTOUCHED = "none"
 """The damage of a model that was not pruned."""
 _SHOWN = ("labkit", "torch", "transformers", "pandas", "duckdb")
+# "wanda + lora 200k", "full learning_rate 0.0064 50k"
 _RECOVERED = r"^(?:(?P<before>.+) \+ )?(?P<method>[a-z]+(?: [a-z_]+ [\d.e-]+)*) (?P<size>\d+)(?P<unit>[kM])$"
 _FRAME = (-0.35, 1.35)  # retention drawn; what lies beyond stands at the edge
 

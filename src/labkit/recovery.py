@@ -69,7 +69,7 @@ def recover(
         For ``"distil"`` the model to learn from, as a rule the uncompressed parent; others do not look at it.
     learning_rate
         Peak; by default 1e-3 (``"lora"``: 5e-3) up to width 64, falling as 1/width beyond. A training of fewer than
-        167 steps of 64 rows does not reach it (`labkit.training.train`): the rate rises over 100 steps.
+        165 steps of 64 rows does not reach it (`labkit.training.train`): the rate rises over 100 steps.
     seed
         Of the adapters' first values, the only thing drawn here, unless the model has dropout. Data is drawn by the
         corpus, so a second run of ``"full"`` or ``"distil"`` with another seed is the same run: to repeat it, give a

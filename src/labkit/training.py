@@ -76,8 +76,9 @@ def train(
 ) -> Training:
     """Train `model` in place, on the device it is on, for about `tokens` tokens.
 
-    AdamW (β .9, .98; weight decay .1 on what has two dimensions or more, but for the embeddings of tokens and the head), warm-up over 100 steps, linear decay over the last 40 %, gradient
-    norm clipped to 1; bfloat16 autocast on a GPU, float32 on a CPU. Pruned weights (`labkit.pruning.ledger`) stay
+    AdamW (β .9, .98; weight decay .1 on what has two dimensions or more, but for the embeddings of tokens and the
+    head), warm-up over 100 steps, linear decay over the last 40 %, gradient norm clipped to 1; bfloat16 autocast on a
+    GPU, float32 on a CPU. Pruned weights (`labkit.pruning.ledger`) stay
     zero, and frozen ones as they are: a `peft` model trains its adapters. With a `folder`, a checkpoint is kept there
     and a killed training resumes from it; when the training is done the checkpoint is removed.
 

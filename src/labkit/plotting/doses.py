@@ -30,7 +30,7 @@ def sweep(
         and structured compressions, which have no dose, are left out.
     margin, lost : as in the rule that it was judged by.
     columns : panels side by side.
-    level : of retention, below which an ability counts as broken (`labkit.break_point`); a dashed line, None for none.
+    level : of retention, below which an ability counts as broken (`labkit.break_point`): a dashed line, or None.
 
     Raises
     ------
