@@ -394,7 +394,7 @@ def test_a_corpus_that_ends_within_the_training_is_refused():
     assert recover(llama(), Foreign(token=vocabulary.SIZE - 1), "full", **FAST) is not None
 
 
-@pytest.mark.parametrize(("steps", "share"), [(16, 0.15625), (164, 0.9939), (165, 1.0)])
+@pytest.mark.parametrize(("steps", "share"), [(16, 1 / 6.4), (164, 65 / 65.6), (165, 1.0)])
 def test_short_recoveries_do_not_reach_the_peak_of_the_rate(monkeypatch, steps, share):
     rates, step = [], torch.optim.AdamW.step
     note = lambda self, *args, **how: (rates.append(self.param_groups[0]["lr"]), step(self, *args, **how))[1]  # noqa: E731
