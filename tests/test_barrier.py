@@ -4,6 +4,8 @@ import pytest
 
 from labkit.barrier import PRICES, BarrierRow, PriceRow, answer, barrier, prices
 from labkit.errors import LabkitError
+from labkit.imitation import imitation
+from labkit.inheritance import inheritance
 from labkit.records import EXACT_MATCH, columns
 from labkit.statistics import jeffreys_interval
 from labkit.verdict import judge
@@ -156,3 +158,24 @@ def test_few_seeds_on_either_side_decide_no_price(few):
 def test_the_answer_in_a_sentence(listed, said):
     told = answer(pd.DataFrame({"ability": list("abc")[: len(listed)], "seen": "text", "price": listed}), level=0.8)
     assert told == f"To have 0.8 of the teacher's ability for fewer FLOPs than from scratch: {said}."
+
+
+def test_short_of_the_level_on_average_is_not_yet_below_it():
+    taught, open_ = (0.95, 1.0, 1.0), (0.1, 0.5, [0.5, 0.9, 1.0, 0.9, 0.9])  # 0.84, its interval holds 0.9
+    assert priced(study(distil_sequence=taught, scratch=open_))["price"].tolist() == ["undecided"]
+    assert priced(study(distil_sequence=open_, scratch=taught))["price"].tolist() == ["undecided"]
+    # A second way that is clearly below does not settle it.
+    both = study(distil_jsd=open_, distil_forward_kl=(0.1, 0.2, 0.3), scratch=taught)
+    assert priced(both)["price"].tolist() == ["undecided"]
+
+
+def test_nobody_counted_the_flops():
+    rows = study(distil_sequence=(0.95, 1.0, 1.0), scratch=(0.1, 0.5, 0.97))
+    assert prices(barrier(rows, None))["price"].tolist() == ["undecided"]
+
+
+@pytest.mark.parametrize("ask", [lambda rows: barrier(rows, None), inheritance, imitation])
+def test_frames_without_columns_are_refused(ask):
+    for frame, message in ((pd.DataFrame(), "rows without run, model"), (study(scratch=(1.0,)).assign(chance="low"), "the column chance holds numbers")):
+        with pytest.raises(LabkitError, match=message):
+            ask(frame)

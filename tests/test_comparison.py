@@ -127,7 +127,7 @@ REFUSED = {
               "the same training seeds, or one each; got '0, 1 and 0, 1, 2'. Select those in common."),
     "ragged": (*[pd.concat([rows([0, 1], seed=0), rows([0], seed=1)])] * 2, "every seed scores the same items"),
     "empty": (rows([]), rows([1]), "rows on both sides; got 'the first without rows'. Evaluate it first."),
-    "column": (rows([1]), rows([1]).drop(columns="item"), "have their columns; got 'rows without item'. Add them."),
+    "column": (rows([1]), rows([1]).drop(columns="item"), "columns of ItemRow; got 'rows without item'. Add them."),
 }  # fmt: skip
 
 

@@ -194,3 +194,63 @@ def test_the_smaller_rung_is_the_one_nearest_to_the_share_and_the_ratio_is_of_me
     assert whole.low < 1 < whole.high  # r3 is as able as r4
     with pytest.raises(LabkitError, match="lies in \\(0, 1\\); got 1.5"):
         size_matched(dense(), share=1.5)
+
+
+@pytest.mark.parametrize(("have", "answered"), [(8, True), (5, True), (4, False), (1, False)])
+def test_an_ability_counts_if_enough_parents_have_it(have, answered):
+    frame = pd.concat([dense(seeds=8), compressed(0.0, 1.0, 2.1, seeds=8)], ignore_index=True)
+    frame.loc[(frame["ability"] == "chain") & (frame["seed"] >= have), "value"] = 0.0
+    row = seed_question(frame, OUTCOMES, QUICK).iloc[0]
+    if answered:
+        assert (row["answer"], row["n_seeds"], row["abilities"]) == ("emergence lost", have, "chain | facts")
+    else:
+        assert row["answer"] == "undecided" and np.isnan(row["low"]) and row["abilities"] == " | facts"
+        assert f"without chain ({have} parents have it)" in row["reason"]
+
+
+def test_the_interval_of_a_size_holds_the_truth_as_often_as_it_says():
+    generator, hits = np.random.default_rng(0), 0
+    for _ in range(200):
+        frame = rows("facts", dict(zip(PARAMS, FACTS)))
+        frame["value"] += 0.03 * generator.normal(size=len(frame))
+        parent = frame.loc[frame["rung"] == "r4", "value"].to_numpy()
+        after = rows("facts", {"r4": 0.0}, "wanda").assign(value=parent - 0.2 + 0.03 * generator.normal(size=5))
+        row = effective_scale(frame, after, Rule(draws=100)).iloc[0]
+        hits += row["low"] <= 1e5 <= row["high"]
+    assert 0.91 <= hits / 200 <= 0.99
+
+
+def test_seeds_that_were_not_compressed_leave_the_interval_and_the_parents_own_score():
+    before, after = dense(seeds=8, spread=0.02), compressed(0.5, 0.8, 2.2, seeds=3, spread=0.02)
+    before.loc[(before["rung"] == "r4") & (before["seed"] >= 3) & (before["ability"] == "chain"), "value"] = 0.0
+    frame = effective_scale(before, after, QUICK).set_index("ability")
+    assert (frame["low"] <= frame["effective"]).all() and (frame["effective"] <= frame["high"]).all()
+    few = effective_scale(before, after[after["seed"] == 0], QUICK).set_index("ability").loc["facts"]
+    assert np.isnan(few["low"]) and few["reason"] == "one seed gives no interval"
+
+
+def test_what_the_smallest_model_can_as_well_has_a_bound_for_a_size():
+    assert scale(chain=0.0).loc["chain", "bounded"] == "at most"  # the two smallest rungs are at chance, too
+    assert scale(chain=0.5).loc["chain", "bounded"] == "" == scale(facts=0.62).loc["facts", "bounded"]
+
+
+def test_rungs_of_equal_size_have_no_smaller_one():
+    frame = dense().assign(params=lambda f: f["params"].mask(f["rung"] == "r1", PARAMS["r0"]))
+    assert set(size_matched(frame)["rung"]) == {"r2", "r3", "r4"}
+
+
+@pytest.mark.parametrize("ask", [size_matched, lambda f: effective_scale(f, f), lambda f: seed_question(f, OUTCOMES)])
+def test_rows_that_are_not_whole_are_refused(ask):
+    frame = pd.concat([dense(), compressed(0.5, 0.8, 2.2)], ignore_index=True)
+    for given, message in (
+        (frame.drop(columns="compression"), "rows without compression"),
+        (frame.assign(value="x"), "the column value holds numbers; got 'x'"),
+        (frame.assign(seed=frame["seed"].astype(str)), "the column seed holds numbers; got '0'"),
+    ):
+        with pytest.raises(LabkitError, match=message):
+            ask(given)
+
+
+def test_a_compressed_model_that_scored_other_items_is_refused():
+    with pytest.raises(LabkitError, match="score the same items; got 'rung r4, seed 0, compression wanda"):
+        effective_scale(dense(), compressed(0.5, 0.8, 2.2).assign(item=1), QUICK)

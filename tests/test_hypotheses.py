@@ -5,8 +5,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from labkit import compression
 from labkit.errors import LabkitError
 from labkit.hypotheses import HYPOTHESES, OUTCOMES, Evidence, HypothesisRow, examine, retained
+from labkit.hypotheses.after import _amount
+from labkit.hypotheses.base import about, by_criterion, damage, healing
 from labkit.records import DENSE, EXACT_MATCH, NLL_NATS, columns
 
 KINDS = pd.DataFrame({"ability": ["recall", "facts"], "outcome": ["emergent", "always there"]})
@@ -154,3 +157,81 @@ def test_bad_outcomes_are_refused():
             examine(dataclasses.replace(given, outcomes=outcomes))
     with pytest.raises(LabkitError, match="an item is scored once"):
         examine(dataclasses.replace(given, rows=pd.concat([given.rows, given.rows])))
+
+
+TOKENS = [200_000, 1_500_000, 12_200_000]
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("steps", [{"recover": {}}, {"train": {}}, {"train": {"student": "64x2"}}, {"distill": {"student": "64x2"}}])
+def test_whatever_a_study_calls_training_is_no_pruning(steps, tokens):
+    (step, asked), = steps.items()
+    pruned = "prune", (("criterion", "wanda"), ("sparsity", 0.5))
+    name = compression.Compression((pruned, (step, tuple((asked | {"tokens": tokens}).items())))).name
+    alone = name.removeprefix("wanda + ")
+    assert (damage(name), healing(name), damage(alone), healing(alone)) == ("wanda", alone, "", alone)
+    assert not by_criterion(name) and not by_criterion(alone)
+    assert _amount(alone)[1] == tokens
+
+
+def test_compressed_models_have_scored_the_items_of_their_parents():
+    given = evidence(0.5 + JITTER, 0.9 - JITTER)
+    wide = pd.concat([given.rows, given.rows.assign(item=1)], ignore_index=True)
+    cut = (wide["compression"] == "wanda") & (wide["ability"] == "recall") & (wide["item"] == 1)
+    for changed in (wide[~cut], wide.assign(item=wide["item"].mask(cut, 2))):
+        with pytest.raises(LabkitError, match="score the same items; got 'rung 64x2, seed 0, compression wanda.*recall"):
+            examine(Evidence(changed, KINDS))
+    assert one("H1", Evidence(wide, KINDS))["outcome"] == "supported"
+
+
+def test_conditions_are_picked_by_their_mean_so_that_luck_in_facts_makes_no_difference():
+    generator, found = np.random.default_rng(0), []
+    for _ in range(40):  # recall and facts keep as much, but for noise of each model
+        parts = [rows("recall", [1.0] * 5), rows("facts", [1.0] * 5)]
+        for n, mean in enumerate((0.6, 0.7, 0.8, 0.9)):
+            parts += [rows(a, mean + 0.15 * generator.normal(size=5), f"wanda{n}") for a in ("recall", "facts")]
+        found.append(one("H2", Evidence(pd.concat(parts, ignore_index=True), KINDS))["estimate"])
+    assert abs(np.nanmean(found)) < 0.04
+
+
+def test_profiles_are_compared_where_both_were_measured_and_not_after_random_masks():
+    def given(name, abilities=("recall", "facts")):
+        parts = [rows(a, 0.5 + JITTER, c, r) for a in ("recall", "facts") for c, r in ((DENSE, "32x2"), (DENSE, "64x2"))]
+        parts += [rows(a, 0.5 + JITTER, name) for a in abilities]
+        parts += [part.assign(metric=NLL_NATS, chance=3.0) for part in parts]
+        addition = [rows("addition", 0.9 + JITTER, DENSE, r) for r in ("32x2", "64x2")]  # never asked after pruning
+        return Evidence(pd.concat([*parts, *addition], ignore_index=True), KINDS)
+
+    row = one("H4", given("wanda"))
+    assert (row["outcome"], row["estimate"]) == ("undecided", pytest.approx(0)) and row["p"] == 1
+    for name in ("random 2:4", "drop-layers 1 by random"):
+        assert one("H4", given(name))["outcome"] == "no rows"
+
+
+def test_flips_are_of_items_and_seeds_that_have_a_dense_answer_and_the_ability():
+    dense, pruned = rows("recall", [1.0] * 6, items=100), rows("recall", [1.0] * 6, "wanda", items=100)
+    dense.loc[dense["seed"] == 5, "value"] = 0.0  # this one does not have it, and the pruned one answers otherwise
+    verdicts = pd.DataFrame([("64x2", "wanda", 0.5, "recall", "kept")], columns=["rung", "compression", "sparsity", "ability", "verdict"])
+    row = one("H8", Evidence(pd.concat([dense, pruned], ignore_index=True), KINDS, verdicts))
+    assert (row["estimate"], row["n_models"], row["outcome"]) == (0, 5, "refuted")
+
+
+@pytest.mark.parametrize(("claim", "p"), [("<", 1.0), (">", 1 / 32), ("!=", 1 / 16)])
+def test_models_that_agree_to_the_last_digit_are_no_certainty(claim, p):
+    found = about(0.25 + np.array([0, 1e-17, 0, 0, 2e-17]), claim, 0.0, "x")
+    assert found.p == p and (found.low, found.high) == (0.25, 0.25) and found.reason == "x; all are equal, p is of a sign test"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: dataclasses.replace(e, rows=e.rows.iloc[:0]), "no rows"),
+        (lambda e: dataclasses.replace(e, rows=e.rows.drop(columns="sparsity")), "rows without sparsity"),
+        (lambda e: dataclasses.replace(e, rows=e.rows.assign(value="high")), "the column value holds numbers; got 'high'"),
+        (lambda e: dataclasses.replace(e, rows=e.rows.assign(compression=None)), "every row tells what was scored"),
+        (lambda e: dataclasses.replace(e, verdicts=pd.DataFrame({"ability": ["recall"]})), "no rung, compression, sparsity, verdict"),
+    ],
+)
+def test_evidence_that_is_not_whole_is_refused(change, message):
+    with pytest.raises(LabkitError, match=message):
+        examine(change(evidence([0.9] * 5, [0.5] * 5)))

@@ -9,7 +9,8 @@ import pandas as pd
 
 from labkit.errors import LabkitError
 from labkit.pairing import UNCOMPRESSED, UNIT, Group, Tables, gains, having, paired, primary, tables
-from labkit.records import METRICS, columns
+from labkit.records import METRICS, ItemRow, columns
+from labkit.scores import need
 from labkit.statistics import Spread, jeffreys_interval, ratio_interval
 from labkit.students import NEAR, UNASKED, students
 
@@ -78,6 +79,7 @@ def barrier(
     for name, value in (("level", level), ("gate", gate)):
         if not 0 < value < 1:
             raise LabkitError(f"{name} lies in (0, 1)", value, "Give a fraction, e.g. 0.9.")
+    need(rows, columns(ItemRow))
     rows = rows[rows["metric"].isin(METRICS)]
     made = students(rows, provenance)
     rows = rows[rows["compression"].isin(["dense", *made["compression"]])]
@@ -151,12 +153,13 @@ class PriceRow:
     price: str  # one of PRICES
 
 
-def prices(bought: pd.DataFrame, min_seeds: int = 5) -> pd.DataFrame:
+def prices(bought: pd.DataFrame, level: float = 0.9, min_seeds: int = 5) -> pd.DataFrame:
     """Is an ability cheaper to copy than to learn? For every ability, size of student and thing seen of the teacher.
 
-    - **undecided**: fewer than `min_seeds` seeds from scratch, or in every way of seeing it;
+    - **undecided**: fewer than `min_seeds` seeds from scratch, or in every way of seeing it; FLOPs that nobody counted;
+      or a side that does not reach the level on average, but whose 95 % interval at its last dose holds it;
     - **neither**, **only alone**, **only taught**: within the doses measured no student reaches the level, only those
-      from scratch do, only those with a teacher do;
+      from scratch do, only those with a teacher do, and the others' intervals lie below it;
     - **as dear**: FLOPs, the teacher's included, within a factor of `labkit.students.NEAR`; **cheaper**, **dearer**: not.
 
     Doses are few, so a price is that of the smallest one measured that is enough, not the least possible. What the
@@ -164,7 +167,7 @@ def prices(bought: pd.DataFrame, min_seeds: int = 5) -> pd.DataFrame:
 
     Parameters
     ----------
-    bought : what `barrier` returns.
+    bought : what `barrier` returns. level : the one it was asked for.
 
     Returns
     -------
@@ -175,8 +178,12 @@ def prices(bought: pd.DataFrame, min_seeds: int = 5) -> pd.DataFrame:
         alone, taught = (group[(group["seen"] == "nothing") == own] for own in (True, False))
         for seen, ways in taught.groupby("seen", sort=False):
             sides = [side[side["n_seeds"] >= min_seeds] for side in (ways, alone)]
-            least = [side.loc[side["enough"].notna(), "flops"].min() for side in sides]
-            price = "undecided" if any(side.empty for side in sides) else _price(*least)
+            reached = [side[side["enough"].notna()] for side in sides]
+            least = [side["flops"].min() for side in reached]
+            unknown = any(side["flops"].isna().any() for side in reached)
+            # Short of the level on average is not yet below it.
+            open_ = any(there.empty and not (side["high"] < level).all() for side, there in zip(sides, reached, strict=True))
+            price = "undecided" if unknown or open_ or any(side.empty for side in sides) else _price(*least)
             told.append(PriceRow(rung, size, ability, seen, *map(float, least), price))
     return pd.DataFrame([dataclasses.asdict(row) for row in told], columns=columns(PriceRow))
 

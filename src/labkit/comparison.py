@@ -9,7 +9,7 @@ import pandas as pd
 
 from labkit.errors import LabkitError
 from labkit.pairing import UNIT
-from labkit.scores import BEST, judged, primary
+from labkit.scores import BEST, judged, need, primary
 from labkit.statistics import Spread, benjamini_hochberg, mean_interval, p_value
 
 _SCORES = ("ability", "metric", "n_seeds", "n_items", "a", "b", "difference")
@@ -92,6 +92,8 @@ def has_more(rows_a: pd.DataFrame, rows_b: pd.DataFrame, margin: float = 0.05, m
     """
     if not margin > 0:
         raise LabkitError("a margin is positive", margin, "Give a difference that does not matter, e.g. 0.05.")
+    for rows in (rows_a, rows_b):
+        need(rows, ("metric", "chance"))
     frame = _adjusted(primary(compare(judged(rows_a), judged(rows_b))).sort_values("ability", ignore_index=True))
     sign = np.where(frame["metric"].map(BEST) == 0, -1, 1)
     low, high = np.sort([sign * frame["low"], sign * frame["high"]], axis=0)
@@ -108,7 +110,7 @@ def compare_conditions(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFra
     Raises LabkitError as `compare` does, and where the two have nothing in common.
     """
     for rows in (rows_a, rows_b):
-        _need(rows, (*CONDITION, *_KEYS, "params"))
+        need(rows, (*CONDITION, *_KEYS, "params"))
     rows_a, rows_b = _shared(rows_a, rows_b)
     sides = [dict(list(rows.groupby(list(CONDITION), observed=True))) for rows in (rows_a, rows_b)]
     common = [key for key in sides[0] if key in sides[1]]
@@ -140,7 +142,7 @@ def _shared(*sides: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _scores(rows: pd.DataFrame, side: str) -> pd.DataFrame:
     """Value and chance, by ability, metric, seed and item."""
-    _need(rows, (*_KEYS, "value"))
+    need(rows, (*_KEYS, "value"))
     if rows.empty:
         raise LabkitError("a comparison needs rows on both sides", f"{side} without rows", "Evaluate it first.")
     seed = rows["seed"] if "seed" in rows else np.zeros(len(rows), int)
@@ -157,12 +159,6 @@ def _scores(rows: pd.DataFrame, side: str) -> pd.DataFrame:
         remedy = "Select one rung and one compression, and drop repeated rows."
         raise LabkitError("an item is scored once", f"{side}, twice: {_name(index[twice.argmax()])}", remedy)
     return scores
-
-
-def _need(rows: pd.DataFrame, names: tuple[str, ...]) -> None:
-    missing = [name for name in names if name not in rows]
-    if missing:
-        raise LabkitError("rows to compare have their columns", f"rows without {', '.join(missing)}", "Add them.")
 
 
 def _same_seeds(a: pd.DataFrame, b: pd.DataFrame) -> None:

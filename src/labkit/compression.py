@@ -293,7 +293,7 @@ def _bits_name(asked: dict[str, Any]) -> str:
 
 
 def _count(tokens: int) -> str:
-    return f"{tokens / 1e6:.3g}M" if tokens >= 1_000_000 else f"{tokens // 1000}k"
+    return f"{float(f'{tokens / 1e6:.3g}'):g}M" if tokens >= 1_000_000 else f"{tokens // 1000}k"
 
 
 def _share(value: float) -> str:

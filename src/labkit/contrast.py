@@ -13,8 +13,8 @@ from labkit import curves
 from labkit.dense_curve import Draws, Ladder, arranged, conditions, dense_curve, paired_scores, sizes
 from labkit.errors import LabkitError
 from labkit.records import DENSE, NLL_NATS, columns
-from labkit.scores import primary, scores
-from labkit.statistics import percentile_interval, unpaired_ratio_interval
+from labkit.scores import need, primary, scores
+from labkit.statistics import unpaired_ratio_interval
 
 ANSWERS = ("emergence lost", "redundancy stripped", "undecided")
 """Every value of the column ``answer``."""
@@ -131,10 +131,11 @@ def size_matched(dense: pd.DataFrame, share: float = 0.5, rule: Rule = Rule()) -
     """
     if not 0 < share < 1:
         raise LabkitError("the share of parameters that is left lies in (0, 1)", share, "Give a fraction, e.g. 0.5.")
+    need(dense, ["compression"])
     first = primary(scores(dense[dense["compression"] == DENSE]))
     params = first.groupby("rung")["params"].max().sort_values()
     told = []
-    for rung, size in params.iloc[1:].items():
+    for rung, size in params[params > params.min()].items():
         control = (params[params < size] - share * size).abs().idxmin()
         for ability, of_ability in first.groupby("ability"):
             small, large = (of_ability.loc[of_ability["rung"] == name, "gain"] for name in (control, rung))
@@ -150,8 +151,10 @@ def effective_scale(dense: pd.DataFrame, compressed: pd.DataFrame, rule: Rule = 
 
     The dense curve is piecewise linear in log10 parameters through the mean gain of each rung, after the nearest
     never-falling sequence has been taken (weighted by seeds). Where it is level, many sizes have the same ability, and
-    the one nearest to the parent's is given. Seeds are resampled within rungs, a compressed model together with its
-    dense parent. An ability whose dense parents are below the gate has no effective scale.
+    the one nearest to the parent's is given, as a bound if even the smallest rung has it. Seeds are resampled within
+    rungs, a compressed model together with its dense parent; intervals are log10 size ± t(seeds − 1)·standard error of
+    this bootstrap·√(n/(n − 1)), cut off at the ends of the ladder. An ability whose dense parents are below the gate has
+    no effective scale.
 
     Parameters
     ----------
@@ -188,7 +191,9 @@ def seed_question(rows: pd.DataFrame, outcomes: pd.DataFrame, rule: Rule = Rule(
     language-model loss, with the same parents. Intervals are estimate ± t(seeds − 1)·standard error of the bootstrap
     over seeds·√(n/(n − 1)): with few seeds plain percentiles are too narrow.
 
-    - undecided: fewer than `min_seeds` seeds, or no ability of one of the two kinds that the parents have;
+    Abilities that fewer than `min_seeds` of the parents have are left aside, and named in ``reason``.
+
+    - undecided: fewer than `min_seeds` seeds, or no ability of one of the two kinds that as many parents have;
     - emergence lost: the contrast's lower bound exceeds `margin`;
     - redundancy stripped: the contrast's bounds lie within ± `margin`, and emergent abilities lose no more than
       `margin` (upper bound);
@@ -223,20 +228,24 @@ def seed_question(rows: pd.DataFrame, outcomes: pd.DataFrame, rule: Rule = Rule(
 def _effective(ladder: Ladder, draws: Draws, key: tuple, metric: str, n_seeds: int, rule: Rule) -> EffectiveScale:
     parent = 10 ** ladder.x[ladder.rungs.index(key[0])]
     row = EffectiveScale(*key, metric, round(parent), np.nan, np.nan, np.nan, np.nan, "", n_seeds, "")
-    dense = float(draws.means(key[0], ladder.gains[key[0], DENSE, 0.0, key[3]])[0])
+    measured = ~np.isnan(ladder.gains[key])
+    dense = float(draws.means(key[0], ladder.gains[key[0], DENSE, 0.0, key[3]], measured)[0])
     if dense < rule.gate:
         return dataclasses.replace(row, reason=f"the dense parents' gain {dense:.2f} is below the gate {rule.gate:g}")
     x, curve = dense_curve(ladder, draws, key[3])
     size, side = sizes(ladder, draws, key, x, curve, rule.resolution)
-    low, high = 10 ** percentile_interval(size[1:]) if n_seeds > 1 else (np.nan, np.nan)
+    low, high = 10 ** np.clip(_interval(size, n_seeds)[1:], x[0], x[-1])
+    level, smallest = float(draws.means(key[0], ladder.gains[key])[0]), float(curve[0, 0])
+    beyond = int(side[0]) or (-1 if level <= smallest + rule.resolution and dense - level > rule.resolution else 0)
+    reason = "" if not np.isnan(low) else "one seed gives no interval" if n_seeds < 2 else "most resamples lack a seed"
     return dataclasses.replace(
         row,
         effective=float(10 ** size[0]),
         low=float(low),
         high=float(high),
         share=float(10 ** size[0] / parent),
-        bounded={-1: "at most", 0: "", 1: "at least"}[int(side[0])],
-        reason="" if n_seeds > 1 else "one seed gives no interval",
+        bounded={-1: "at most", 0: "", 1: "at least"}[beyond],
+        reason=reason,
     )
 
 
@@ -251,21 +260,21 @@ def _kinds(outcomes: pd.DataFrame, rule: Rule) -> dict[str, list[str]]:
     return {name: [a for a in kind.index[kind == name] if a != rule.control] for name in ("emergent", "always there")}
 
 
-def _had(ladder: Ladder, key: tuple, abilities: Iterable[str], rule: Rule) -> list[str]:
-    """Those abilities that a dense parent of this condition has, and that were measured after it."""
+def _had(ladder: Ladder, key: tuple, abilities: Iterable[str], rule: Rule) -> dict[str, np.ndarray]:
+    """Of each ability that a dense parent of this condition has, and that was measured after it, which seeds: (seeds,)."""
     paired = {a: (ladder.gains.get((key[0], DENSE, 0.0, a)), ladder.gains.get((*key, a))) for a in abilities}
     both = {a: pair for a, pair in paired.items() if pair[0] is not None and pair[1] is not None}
-    return [a for a, (parent, own) in both.items() if ((parent >= rule.gate) & ~np.isnan(own)).any()]
+    uses = {a: (parent >= rule.gate) & ~np.isnan(own) for a, (parent, own) in both.items()}
+    return {a: use for a, use in uses.items() if use.any()}
 
 
 def _losses(
-    ladder: Ladder, draws: Draws, key: tuple, abilities: Iterable[str], at: np.ndarray | None, rule: Rule
+    ladder: Ladder, draws: Draws, key: tuple, had_by: dict[str, np.ndarray], at: np.ndarray | None
 ) -> np.ndarray:
     """Mean loss over abilities per draw, of a condition, or with `at` of dense models of those log10 sizes."""
     lost = []
-    for ability in _had(ladder, key, abilities, rule):
+    for ability, use in had_by.items():
         parent, own = ladder.gains[key[0], DENSE, 0.0, ability], ladder.gains[*key, ability]
-        use = (parent >= rule.gate) & ~np.isnan(own)
         had = draws.means(key[0], parent, use)
         if at is None:
             left = draws.means(key[0], own, use)
@@ -292,7 +301,12 @@ def _interval(samples: np.ndarray, n_seeds: int) -> tuple[float, float, float]:
 def _question(
     ladder: Ladder, control: Ladder | None, draws: Draws, key: tuple, kinds: dict, n_seeds: int, rule: Rule
 ) -> SeedQuestion:
-    emergent, always = (_losses(ladder, draws, key, kinds[name], None, rule) for name in ("emergent", "always there"))
+    had = [_had(ladder, key, kinds[name], rule) for name in ("emergent", "always there")]
+    least = min(rule.min_seeds, n_seeds)
+    rare = {ability: int(use.sum()) for uses in had for ability, use in uses.items() if use.sum() < least}
+    had = [{ability: use for ability, use in uses.items() if ability not in rare} for uses in had]
+    n_seeds = min((int(use.sum()) for uses in had for use in uses.values()), default=n_seeds)
+    emergent, always = (_losses(ladder, draws, key, uses, None) for uses in had)
     contrast = _interval(emergent - always, n_seeds)
     nats, size, bounded, matched, beyond = np.nan, np.nan, "", (np.nan,) * 3, (np.nan,) * 3
     if control is not None and (*key, rule.control) in control.gains:
@@ -301,14 +315,16 @@ def _question(
         x, curve = dense_curve(control, draws, rule.control)
         at, side = sizes(control, draws, where, x, curve, rule.resolution)
         size, bounded = float(10 ** at[0]), {-1: "at most", 0: "", 1: "at least"}[int(side[0])]
-        smaller = [_losses(ladder, draws, key, kinds[name], at, rule) for name in ("emergent", "always there")]
+        smaller = [_losses(ladder, draws, key, uses, at) for uses in had]
         matched = _interval(smaller[0] - smaller[1], n_seeds)
         if not bounded:
             beyond = _interval(emergent - always - (smaller[0] - smaller[1]), n_seeds)
     answer, reason = _answer(contrast, _interval(emergent, n_seeds), kinds, n_seeds, rule)
     if not np.isnan(nats) and bounded:
         reason += f"; no dense rung has the language-model loss {nats:.3f} nats"
-    used = (", ".join(_had(ladder, key, kinds[name], rule)) for name in ("emergent", "always there"))
+    if rare:
+        reason += f"; without {', '.join(f'{ability} ({n} parents have it)' for ability, n in rare.items())}"
+    used = (", ".join(uses) for uses in had)
     losses = float(emergent[0]), float(always[0])
     return SeedQuestion(
         *key, " | ".join(used), *losses, *contrast, nats, size, bounded, *matched, *beyond, n_seeds, answer, reason
@@ -326,13 +342,8 @@ def _answer(contrast: tuple, emergent: tuple, kinds: dict, n_seeds: int, rule: R
     if low > rule.margin:
         return "emergence lost", f"{span} of the contrast is above {rule.margin:g}"
     if -rule.margin <= low and high <= rule.margin and emergent[2] <= rule.margin:
-        return (
-            "redundancy stripped",
-            f"{span} of the contrast lies within ±{rule.margin:g}, and emergent abilities are kept",
-        )
+        return "redundancy stripped", f"{span} of the contrast lies within ±{rule.margin:g}; emergent abilities are kept"
     if high < 0:
         return "undecided", f"{span} of the contrast is below 0: emergent abilities lose less than always-there ones"
-    return (
-        "undecided",
-        f"{span} of the contrast neither exceeds {rule.margin:g} nor shows that emergent abilities are kept",
-    )
+    told = f"{span} of the contrast neither exceeds {rule.margin:g} nor shows that emergent abilities are kept"
+    return "undecided", told

@@ -10,7 +10,7 @@ import pandas as pd
 from labkit import curves
 from labkit.errors import LabkitError
 from labkit.records import DENSE
-from labkit.scores import scores
+from labkit.scores import need, same_items, scores
 
 CONDITION = ["rung", "compression", "sparsity"]
 """What was done to which rung."""
@@ -49,8 +49,7 @@ class Draws:
 def paired_scores(dense: pd.DataFrame, compressed: pd.DataFrame) -> pd.DataFrame:
     """`labkit.scores.scores` of the dense rows of one frame and the others of another, if every one has its parent."""
     for rows in (dense, compressed):
-        if "compression" not in rows:
-            raise LabkitError("rows have the columns of ItemRow", "rows without compression", "Add it.")
+        need(rows, ["compression"])
     dense, compressed = dense[dense["compression"] == DENSE], compressed[compressed["compression"] != DENSE]
     means = scores(pd.concat([dense.assign(sparsity=0.0), compressed], ignore_index=True))
     rungs = means.loc[means["compression"] == DENSE, "rung"].nunique()
@@ -63,6 +62,7 @@ def paired_scores(dense: pd.DataFrame, compressed: pd.DataFrame) -> pd.DataFrame
         row = others[lonely].iloc[0]
         received = f"rung {row['rung']}, seed {row['seed']}, {row['ability']}, {row['metric']} without"
         raise LabkitError("a compressed model has its dense parent's rows", received, "Evaluate the dense model too.")
+    same_items(means)
     return means
 
 
@@ -100,7 +100,7 @@ def sizes(
     """Log10 size with the gain of `key`, and on which side of the ladder it lies, per draw."""
     parent = ladder.x[ladder.rungs.index(key[0])]
     level = draws.means(key[0], ladder.gains[key])
-    own = draws.means(key[0], ladder.gains[key[0], DENSE, 0.0, key[3]])
+    own = draws.means(key[0], ladder.gains[key[0], DENSE, 0.0, key[3]], ~np.isnan(ladder.gains[key]))
     size, side = curves.read_off(level, x, curve, parent)
     as_able = abs(level - own) <= resolution  # as its own parents, wherever the smoothed curve passes
     return np.where(as_able, parent, size), np.where(as_able, 0, side)

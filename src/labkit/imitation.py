@@ -11,7 +11,8 @@ from scipy import stats
 
 from labkit.errors import LabkitError
 from labkit.pairing import UNCOMPRESSED, Block, tables
-from labkit.records import EXACT_MATCH, columns
+from labkit.records import EXACT_MATCH, ItemRow, columns
+from labkit.scores import need
 from labkit.statistics import Spread, ratio_interval
 from labkit.students import SCRATCH, students
 from labkit.verdict import Rule
@@ -90,6 +91,7 @@ def imitation(rows: pd.DataFrame, rule: Rule = Rule()) -> pd.DataFrame:
     LabkitError
         No row says which answer was given; else as `labkit.pairing.tables`.
     """
+    need(rows, columns(ItemRow))
     rows = rows[rows["metric"].isin([EXACT_MATCH, ANSWER_GIVEN])]
     if not (rows["metric"] == ANSWER_GIVEN).any():
         remedy = f'Measure with metrics = ["{ANSWER_GIVEN}"] in the study.'

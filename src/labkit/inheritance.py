@@ -9,7 +9,8 @@ import pandas as pd
 
 from labkit.comparison import ANSWERS
 from labkit.pairing import UNCOMPRESSED, UNIT, Group, Tables, gains, having, paired, tables
-from labkit.records import METRICS, columns
+from labkit.records import METRICS, ItemRow, columns
+from labkit.scores import need
 from labkit.statistics import Spread, ratio_interval
 from labkit.students import CONDITION, NEAR, SCRATCH, students
 from labkit.verdict import Rule, judge, within
@@ -103,6 +104,7 @@ def inheritance(rows: pd.DataFrame, provenance: pd.DataFrame | None = None, rule
     LabkitError
         As `labkit.judge` and `labkit.students.students`.
     """
+    need(rows, columns(ItemRow))
     rows = rows[rows["metric"].isin(METRICS)]
     made = students(rows, provenance)
     rows = rows[rows["compression"].isin(["dense", *made["compression"]])]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from labkit.errors import LabkitError
 from labkit.records import DENSE, ItemRow, columns
-from labkit.scores import BEST, PRIMARY, judged
+from labkit.scores import BEST, PRIMARY, judged, need
 
 UNIT = BEST  # accuracies go from 0 to 1; what is best at 0 has no end that sums would be bounded by
 """How much one item's score changes at most, where it has an end: `unit` of `labkit.statistics.mean_interval`."""
@@ -193,9 +193,7 @@ def _blocks(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[tuple[str, fl
 
 def _whole(rows: pd.DataFrame) -> pd.DataFrame:
     """Those that are `judged`. Refuses rows that are not whole."""
-    missing = [name for name in columns(ItemRow) if name not in rows.columns]
-    if missing:
-        raise LabkitError("rows have every column of ItemRow", f"rows without {', '.join(missing)}", "Add them.")
+    need(rows, columns(ItemRow))
     rows = judged(rows)
     numbers = rows[["sparsity", "value", "chance"]].to_numpy(float)
     bad = ~np.isfinite(numbers).all(axis=1) | rows[list(columns(ItemRow))].isna().any(axis=1).to_numpy()

@@ -1,14 +1,16 @@
-"""H6 and H9 on rows whose truth is known."""
+"""H5, H6 and H9 on rows whose truth is known."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from labkit.hypotheses import Evidence, examine
-from labkit.hypotheses.methods import H6, H9
+from labkit.hypotheses import Evidence, examine, retained
+from labkit.hypotheses.methods import H5, H6, H9
 from labkit.records import DENSE, EXACT_MATCH
 
 ABILITIES = [f"a{n}" for n in range(8)]
@@ -128,3 +130,24 @@ def test_other_bytes_random_masks_and_healed_models_are_no_such_pair(sparsity, n
 def test_less_than_nothing_is_not_lost():
     found = at_equal_bytes(np.zeros((5, 8)), -1.0 + noise(1))
     assert found["estimate"] == 0
+
+
+@pytest.mark.parametrize(("seeds", "exact"), [(10, True), (30, False)])
+def test_the_signs_of_many_teachers_are_drawn_and_of_few_counted(seeds, exact):
+    """H5: of 2^30 orders nobody waits for all."""
+    generator, parts = np.random.default_rng(0), []
+    teachers = pd.DataFrame({"seed": range(seeds), "value": 1.0, "compression": "dense", "params": 300})
+    for ability in ("recall", "facts"):
+        parts.append(teachers.assign(ability=ability))
+        for name, share in (("64x2 distil forward-kl 6M", 0.7), ("64x2 scratch 6M", 0.5)):
+            there = (generator.random(seeds) < share) * 1.0
+            parts.append(teachers.assign(value=there, compression=name, ability=ability, params=100))
+    rows = pd.concat(parts, ignore_index=True).assign(rung="96x3", run="r", model="m", sparsity=0.0, item=0, chance=0.0, metric=EXACT_MATCH)
+    found = examine(Evidence(rows, KINDS), [H5]).iloc[0]
+    values = retained(rows).pivot_table(index="seed", columns=["compression", "ability"], values="gain")
+    pairs = (values["64x2 distil forward-kl 6M"] - values["64x2 scratch 6M"]).mean(axis=1).to_numpy()
+    signs = np.random.default_rng(1).choice([-1, 1], (200_000, seeds))
+    if exact:
+        signs = np.array(list(itertools.product([-1, 1], repeat=seeds)))
+    expected = ((signs * pairs).mean(axis=1) >= pairs.mean() - 1e-12).mean()
+    assert found["p"] == pytest.approx(expected, abs=1e-12 if exact else 0.01)

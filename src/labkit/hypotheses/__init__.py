@@ -47,12 +47,16 @@ def examine(evidence: Evidence, hypotheses: Iterable[Hypothesis] = HYPOTHESES) -
     """Put hypotheses to the evidence: a frame with the columns of `HypothesisRow`.
 
     "Supported" needs p < 0.05 after Holm's (1979) correction over those that could be tested; "refuted" needs an
-    interval that leaves no room for the claim. Raises LabkitError as `labkit.scores.scores`, for outcomes without
+    interval that leaves no room for the claim. Raises LabkitError as `retained`, for outcomes or verdicts without
     their columns, and for an ability with two outcomes.
     """
     missing = [name for name in ("ability", "outcome") if name not in evidence.outcomes]
     if missing:
         raise LabkitError("outcomes say which abilities are emergent", f"no {', '.join(missing)}", "Run emergence.")
+    if evidence.verdicts is not None:
+        columns_of = ("rung", "compression", "sparsity", "ability", "verdict")
+        if missing := [name for name in columns_of if name not in evidence.verdicts]:
+            raise LabkitError("verdicts are what labkit.judge returns", f"no {', '.join(missing)}", "Judge the rows.")
     twice = evidence.outcomes["ability"].duplicated()
     if twice.any():
         first = evidence.outcomes["ability"][twice].iloc[0]

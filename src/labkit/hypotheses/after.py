@@ -132,8 +132,8 @@ def _order_of_return(evidence: Evidence, kept: pd.DataFrame) -> Finding:
 
 def _amount(trained: str) -> tuple[str, int]:
     """"full 200k" -> ("full", 200000); nothing is ("", 0)."""
-    named = re.fullmatch(r"(.+) (\d+)([kM])", trained)
-    return (named[1], int(named[2]) * {"k": 1_000, "M": 1_000_000}[named[3]]) if named else ("", 0)
+    named = re.fullmatch(r"(.+) ([\d.]+)([kM])", trained)
+    return (named[1], round(float(named[2]) * {"k": 1_000, "M": 1_000_000}[named[3]])) if named else ("", 0)
 
 
 def _time(kept: pd.Series) -> float:

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from labkit.records import DENSE
-from labkit.scores import primary, scores
+from labkit.scores import need, primary, same_items, scores
 
 GATE, MARGIN, LEVEL, LEAST = 0.20, 0.10, 0.05, 5
 """Fixed before the rows were read: the gain from which a dense model has an ability; the difference in retention that
@@ -20,7 +20,7 @@ matters; the level of Holm's correction; and the dense models (rung, seed) witho
 CONTROL = "markov"
 """The ability that stands for plain language modelling."""
 
-_TRAINED = re.compile(r"(full|lora|distil|\S+ scratch|\S+ distil)\b.* \d+[kM]")
+_TRAINED = re.compile(r"(full|lora|train|distil|\S+ scratch|\S+ distil)\b.* [\d.]+[kM]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +71,11 @@ class Hypothesis:
 
 def retained(rows: pd.DataFrame) -> pd.DataFrame:
     """What `labkit.scores.scores` returns of every metric, with ``dense`` (the gain of the dense parent) and ``kept``:
-    gain / dense, NaN where the parent's primary gain is below `GATE`."""
+    gain / dense, NaN where the parent's primary gain is below `GATE`. Raises LabkitError as `scores`, and for compressed
+    models that scored other items than their parents."""
+    need(rows, ["compression", "sparsity"])
     means = scores(rows.assign(sparsity=rows["sparsity"].where(rows["compression"] != DENSE, 0.0)))
+    same_items(means)
     keys = ["rung", "seed", "ability", "metric"]
     dense = means[means["compression"] == DENSE].set_index(keys)["gain"].rename("dense")
     means = means.join(dense, on=keys)
@@ -89,8 +92,10 @@ def about(values: Iterable[float], claim: str, bound: float, reason: str) -> Fin
         return Finding(tuple(v), "undecided" if len(v) else "no rows", reason=f"{reason}: {len(v)} dense models")
     half = stats.t.ppf(0.975, len(v) - 1) * stats.sem(v)
     estimate, low, high = float(v.mean()), float(v.mean() - half), float(v.mean() + half)
-    if stats.sem(v) == 0:
-        p = float(not {"<": estimate < bound, ">": estimate > bound, "!=": estimate != bound}[claim])
+    if np.ptp(v) < 1e-9:  # agreement to the last digit is not certainty: the p of the signs alone
+        apart = {"<": estimate < bound, ">": estimate > bound, "!=": estimate != bound}[claim]
+        p = (2 if claim == "!=" else 1) * 0.5 ** len(v) if apart else 1.0
+        reason = f"{reason}; all are equal, p is of a sign test"
     else:
         p = float(
             stats.ttest_1samp(v, bound, alternative={"<": "less", ">": "greater", "!=": "two-sided"}[claim]).pvalue

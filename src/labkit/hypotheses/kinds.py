@@ -30,7 +30,9 @@ def _emergent_and_always(evidence: Evidence, kept: pd.DataFrame) -> Finding:
     emergent, always = ([a for a in found if a in evidence.of(kind)] for kind in ("emergent", "always there"))
     if "facts" not in found or not emergent or not always:
         return Finding(reason="needs rows of facts, an emergent and an always-there ability after compression")
-    found = found[found["facts"] >= 0.8].clip(lower=0)
+    # By condition, not by model: models picked for their own facts would keep more facts than emergent abilities by luck.
+    facts = found["facts"].groupby(level=["rung", "compression", "sparsity"]).transform("mean")
+    found = found[facts >= 0.8].clip(lower=0)
     difference = per_parent(found[emergent].mean(axis=1) - found[always].mean(axis=1))
     return about(difference, "<", -MARGIN, f"R({', '.join(emergent)}) − R({', '.join(always)}) where facts keep 0.8")
 
@@ -58,8 +60,8 @@ H1 = Hypothesis(
 )  # fmt: skip
 H2 = Hypothesis(
     "H2", "emergent abilities lose more than always-there ones at equal facts retention",
-    "where facts keep at least 0.8, the upper 95 % bound of R(emergent) − R(always) is below −0.1; refuted if the "
-    "lower bound is at or above it",
+    "under compressions that leave facts at least 0.8 on average over dense models, the upper 95 % bound of "
+    "R(emergent) − R(always) is below −0.1; refuted if the lower bound is at or above it",
     "no published value: the seed question", "this study", _emergent_and_always,
 )  # fmt: skip
 H7 = Hypothesis(
