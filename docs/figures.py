@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 import labkit as lk
-from labkit.comparison import ANSWERS, has_more
+from labkit.comparison import SIDES, has_more
 from labkit.students import FRESH, PRACTICE, SCRATCH
 
 HERE = Path(__file__).parent
@@ -104,11 +104,11 @@ def _students(store: lk.Store) -> list[str]:
     cut = made[made["start"] != FRESH].sort_values("way", key=lambda way: way != PRACTICE)
     gained = has_more(*(rows[rows["compression"] == name] for name in cut["compression"]))
     groups = gained.groupby("answer")["ability"]
-    added = [f"{answer}: {', '.join(groups.get_group(answer))}" for answer in ANSWERS if answer in groups.groups]
+    added = [f"{answer}: {', '.join(groups.get_group(answer))}" for answer in SIDES if answer in groups.groups]
     size, teacher, dose = told["size"].iloc[0], told["rung"].iloc[0], told["tokens"].iloc[0]
     return [
-        f"- **Students** {size} of teachers {teacher}, {dose / 1e6:g} M tokens, beside the same from scratch at equal FLOPs: "
-        f"{'; '.join(parts)}.",
+        f"- **Students** {size} of teachers {teacher}, {dose / 1e6:g} M tokens, beside the same from scratch at equal FLOPs "
+        f"(95 % intervals, not corrected for so many looks): {'; '.join(parts)}.",
         "- **Weights or answers**: of two students that start as what is left of their pruned teacher, what has the one "
         f"that hears its answers beside the one trained on plain rows? {'; '.join(added)} (least p, adjusted: "
         f"{gained['p_adjusted'].min():.2f}).",

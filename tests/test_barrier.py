@@ -149,7 +149,9 @@ def test_few_seeds_on_either_side_decide_no_price(few):
 @pytest.mark.parametrize(
     ("listed", "said"),
     [
-        (["cheaper", "only taught", "undecided"], "from text, yes (1 cheaper, 1 only taught, 1 undecided)"),
+        (["cheaper", "only taught"], "from text, yes (1 cheaper, 1 only taught)"),
+        (["cheaper", "only taught", "undecided"], "from text, in part: a, b (1 cheaper, 1 only taught, 1 undecided)"),
+        (["dearer", "undecided"], "from text, not shown (1 dearer, 1 undecided)"),
         (["dearer", "as dear", "neither"], "from text, no (1 as dear, 1 dearer, 1 neither)"),
         (["cheaper", "only alone", "only taught"], "from text, in part: a, c (1 cheaper, 1 only taught, 1 only alone)"),
         (["undecided"], "from text, nobody can say yet (1 undecided)"),

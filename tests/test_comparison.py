@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from labkit.comparison import ANSWERS, COLUMNS, CONDITION, compare, compare_conditions, has_more
+from labkit.comparison import ANSWERS, COLUMNS, CONDITION, SIDES, compare, compare_conditions, has_more
 from labkit.errors import LabkitError
 
 
@@ -150,7 +150,7 @@ def test_who_has_more_of_an_ability(answer, shift, spread, metric, sign):
     first = np.random.default_rng(0).uniform(size=(5, 40))
     by_seed = np.array([[-1.0, -0.5, 0.0, 0.5, 1.0]]).T * spread
     second = first + sign * (shift + by_seed)
-    a, b = (seeded(table, metric=metric) for table in (first, second))
+    a, b = (seeded(table, metric=metric, chance=0.1 if sign > 0 else 3.0) for table in (first, second))
     (row,) = has_more(a, b).itertuples()
     assert row.answer == answer and answer in ANSWERS
     (plain,) = compare(a, b).itertuples()
@@ -170,6 +170,15 @@ def test_an_ability_is_compared_in_the_metric_it_is_judged_by():
     assert frame.p_adjusted.to_list() == pytest.approx(stats.false_discovery_control(frame.p))
     with pytest.raises(LabkitError, match="a margin is positive; got 0"):
         has_more(a, a, margin=0)
+
+
+@pytest.mark.parametrize(("scores", "answer"), [((0.11, 0.12), "neither"), ((0.11, 0.30), "more"), ((0.29, 0.30), "as much")])
+def test_what_neither_side_has_nobody_has_as_much_of(scores, answer):
+    """Chance is 0.1, so that the gate lies at 0.28."""
+    a, b = (seeded(score + 1e-3 * np.random.default_rng(0).normal(size=(5, 40))) for score in scores)
+    (row,) = has_more(a, b, margin=0.06).itertuples()
+    assert row.answer == answer and answer in SIDES
+    assert has_more(a, b, margin=0.06, gate=0.9).answer.tolist() == ["neither"]
 
 
 # -- two stores --------------------------------------------------------------------------------------------------------

@@ -206,7 +206,8 @@ def answer(priced: pd.DataFrame, level: float = 0.9) -> str:
         counts = group["price"].value_counts().reindex(PRICES).dropna().astype(int)
         cheap = group.loc[group["price"].isin(["cheaper", "only taught"]), "ability"]
         known = len(group) - counts.get("undecided", 0)
-        verdict = "nobody can say yet" if not known else "yes" if len(cheap) == known else "no" if cheap.empty else "in part"
+        cases = {"nobody can say yet": not known, "yes": len(cheap) == len(group), "in part": len(cheap), "no": known == len(group)}
+        verdict = next((said for said, holds in cases.items() if holds), "not shown")
         named = f": {', '.join(cheap)}" if verdict == "in part" else ""
         told.append(f"from {seen}, {verdict}{named} ({', '.join(f'{n} {price}' for price, n in counts.items())})")
     return f"To have {level:g} of the teacher's ability for fewer FLOPs than from scratch: {'; '.join(told)}."

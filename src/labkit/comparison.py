@@ -17,6 +17,9 @@ COLUMNS = (*_SCORES, "low", "high", "p", "p_adjusted", "beyond_noise")
 """Columns of a comparison. Scores are in the metric's unit; ``n_items`` counts the items of one seed."""
 
 ANSWERS = ("more", "as much", "less", "undecided")
+"""What one side has beside another."""
+
+SIDES = (*ANSWERS, "neither")
 """Every value of the column ``answer``, of `has_more`."""
 
 CONDITION = ("rung", "compression", "sparsity")
@@ -72,10 +75,13 @@ def compare(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFrame:
     return _adjusted(pd.DataFrame(rows, columns=list(COLUMNS)))
 
 
-def has_more(rows_a: pd.DataFrame, rows_b: pd.DataFrame, margin: float = 0.05, min_seeds: int = 5) -> pd.DataFrame:
+def has_more(
+    rows_a: pd.DataFrame, rows_b: pd.DataFrame, margin: float = 0.05, min_seeds: int = 5, gate: float = 0.20
+) -> pd.DataFrame:
     """Has the second side more of each ability than the first? `compare`, in the metric that an ability is judged by.
 
-    **as much**: the 95 % interval of the difference lies within ± `margin`; **more**, **less**: it does not, and excludes
+    **neither**: on both sides the mean score is less than ``gate`` of the way from chance to perfect, so that there is
+    nothing to have more of; **as much**: the 95 % interval of the difference lies within ± `margin`; **more**, **less**: it does not, and excludes
     0 (in nats, less is more); **undecided**: all else, and fewer than `min_seeds` training seeds.
 
     Parameters
@@ -83,6 +89,7 @@ def has_more(rows_a: pd.DataFrame, rows_b: pd.DataFrame, margin: float = 0.05, m
     rows_a, rows_b : as for `compare`, with ``chance``.
     margin : a difference in the metric's unit that does not matter, > 0.
     min_seeds : seeds without which nothing is decided.
+    gate : as in `labkit.verdict.Rule`.
 
     Returns
     -------
@@ -97,8 +104,13 @@ def has_more(rows_a: pd.DataFrame, rows_b: pd.DataFrame, margin: float = 0.05, m
     frame = _adjusted(primary(compare(judged(rows_a), judged(rows_b))).sort_values("ability", ignore_index=True))
     sign = np.where(frame["metric"].map(BEST) == 0, -1, 1)
     low, high = np.sort([sign * frame["low"], sign * frame["high"]], axis=0)
-    cases = [frame["n_seeds"] < min_seeds, (-margin < low) & (high < margin), low > 0, high < 0]
-    return frame.assign(answer=np.select(cases, ["undecided", "as much", "more", "less"], "undecided"))
+    chance = judged(rows_a).groupby(["ability", "metric"], observed=True)["chance"].mean()
+    chance = chance.reindex(pd.MultiIndex.from_frame(frame[["ability", "metric"]])).to_numpy()
+    best = frame["metric"].map(BEST)
+    gains = [(frame[side] - chance) / (best - chance) for side in ("a", "b")]
+    lacking = np.maximum(*gains) < gate
+    cases = [frame["n_seeds"] < min_seeds, lacking, (-margin < low) & (high < margin), low > 0, high < 0]
+    return frame.assign(answer=np.select(cases, ["undecided", "neither", "as much", "more", "less"], "undecided"))
 
 
 def compare_conditions(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFrame:
