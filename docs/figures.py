@@ -104,7 +104,8 @@ def _students(store: lk.Store) -> list[str]:
     cut = made[made["start"] != FRESH].sort_values("way", key=lambda way: way != PRACTICE)
     gained = has_more(*(rows[rows["compression"] == name] for name in cut["compression"]))
     groups = gained.groupby("answer")["ability"]
-    added = [f"{answer}: {', '.join(groups.get_group(answer))}" for answer in SIDES if answer in groups.groups]
+    said = {side: side for side in SIDES} | {"neither": "neither has"}
+    added = [f"{said[answer]}: {', '.join(groups.get_group(answer))}" for answer in SIDES if answer in groups.groups]
     size, teacher, dose = told["size"].iloc[0], told["rung"].iloc[0], told["tokens"].iloc[0]
     return [
         f"- **Students** {size} of teachers {teacher}, {dose / 1e6:g} M tokens, beside the same from scratch at equal FLOPs "
