@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 import labkit
@@ -194,7 +195,7 @@ def test_run_prints_the_question_the_verdicts_the_answer_and_the_report(measured
     assert ["ability", "50%"] in table
     verdicts = judge(Store(tmp_path / "out").frame())
     low, high = verdicts.loc[verdicts["ability"] == "recall", ["low", "high"]].iloc[0]
-    assert table[table.index(["recall", "degraded"]) + 1] == [f"{low:.2f}…{high:.2f}"]
+    assert table[table.index(["recall", "degraded"]) + 1] == f"{low:.2f} to {high:.2f}".split()
     assert "over 5 seeds and 40 items each." in " ".join(out.split())
     assert ["[bold]shift", "degraded"] in table
     assert report.answer(verdicts) in out
@@ -331,6 +332,7 @@ def test_two_models_are_scored_on_the_same_items(monkeypatch):
         return rows("r", "dense", 0, 0.5)
 
     monkeypatch.setattr(cli, "_scored", scored)
+    monkeypatch.setattr(cli, "_speaks_ours", lambda name: None)
     code, out, _ = call("compare", "ladder/a", "ladder/b", "--items", "40", "--seed", "7", "--device", "cpu")
     assert code == 0 and asked == [("ladder/a", 40, 7, "cpu"), ("ladder/b", 40, 7, "cpu")]
     assert "B - A over items;" in " ".join(out.split()) and "+0.000  -0.092  +0.092" in out
@@ -368,3 +370,13 @@ def test_doctor_prints_the_remedy_of_a_fault(monkeypatch):
     assert (code, out) == (
         1, "[OK]   Python: 3.11.9\n[FAIL] disk: 1.0 GB\n       Free 2 GB.\n1 of 2 checks failed.\n"
     )  # fmt: skip
+
+
+def test_models_of_another_vocabulary_are_not_compared_in_tokens(tmp_path):
+    config = LlamaConfig(vocab_size=260, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    code, out, err = call("compare", "ladder/16x1/seed-0", tmp_path, "--items", "5")
+    assert code == 2 and not out and f"got '{tmp_path}, which has 260'" in err
+    code, _, err = call("compare", "ladder/16x1/seed-0", "ladder/16x1/seed-9")
+    assert code == 2 and "Nearest" in err  # before the first was scored

@@ -172,7 +172,7 @@ def test_an_ability_is_compared_in_the_metric_it_is_judged_by():
         has_more(a, a, margin=0)
 
 
-@pytest.mark.parametrize(("scores", "answer"), [((0.11, 0.12), "neither"), ((0.11, 0.30), "more"), ((0.29, 0.30), "as much")])
+@pytest.mark.parametrize(("scores", "answer"), [((0.11, 0.25), "neither"), ((0.11, 0.30), "more"), ((0.29, 0.30), "as much")])
 def test_what_neither_side_has_nobody_has_as_much_of(scores, answer):
     """Chance is 0.1, so that the gate lies at 0.28."""
     a, b = (seeded(score + 1e-3 * np.random.default_rng(0).normal(size=(5, 40))) for score in scores)

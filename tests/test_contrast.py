@@ -221,16 +221,21 @@ def test_the_interval_of_a_size_holds_the_truth_as_often_as_it_says():
 
 
 def test_seeds_that_were_not_compressed_leave_the_interval_and_the_parents_own_score():
-    before, after = dense(seeds=8, spread=0.02), compressed(0.5, 0.8, 2.2, seeds=3, spread=0.02)
+    before, after = dense(seeds=20, spread=0.02), compressed(1.0, 0.8, 2.2, seeds=3, spread=0.02)
+    after.loc[after["ability"] == "chain", "value"] = before.loc[(before["rung"] == "r4") & (before["ability"] == "chain"), "value"].to_numpy()[:3]
     before.loc[(before["rung"] == "r4") & (before["seed"] >= 3) & (before["ability"] == "chain"), "value"] = 0.0
     frame = effective_scale(before, after, QUICK).set_index("ability")
     assert (frame["low"] <= frame["effective"]).all() and (frame["effective"] <= frame["high"]).all()
+    assert frame["low"].min() >= PARAMS["r0"] * 0.999 and frame["high"].max() <= PARAMS["r4"] * 1.001
+    assert frame.loc["chain", "effective"] == pytest.approx(PARAMS["r4"]) and frame.loc["chain", "bounded"] == ""
     few = effective_scale(before, after[after["seed"] == 0], QUICK).set_index("ability").loc["facts"]
     assert np.isnan(few["low"]) and few["reason"] == "one seed gives no interval"
 
 
 def test_what_the_smallest_model_can_as_well_has_a_bound_for_a_size():
     assert scale(chain=0.0).loc["chain", "bounded"] == "at most"  # the two smallest rungs are at chance, too
+    level = rows("chain", dict.fromkeys(PARAMS, 0.9))
+    assert effective_scale(level, rows("chain", {"r4": 0.9}, "wanda"), QUICK)["bounded"].tolist() == [""]  # nothing was lost
     assert scale(chain=0.5).loc["chain", "bounded"] == "" == scale(facts=0.62).loc["facts", "bounded"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -218,9 +219,21 @@ def test_an_edit_of_the_file_changes_the_address_of_every_run(write, tmp_path):
     for value in (1, 2, 1):
         write(METRIC.format("one", value))
         study = Study.load(toml)
-        addresses.append(study._config("ladder/16x1/seed-0", None)["extensions"])
+        addresses.append(study._config("ladder/16x1/seed-0", None, "")["extensions"])
         assert value_of("always_one") == value
     assert addresses[0] == addresses[2] != addresses[1]
     # a study that was loaded before the edit speaks of the file as it is now: its rows and their address agree
     write(METRIC.format("one", 5))
-    assert study._config("ladder/16x1/seed-0", None)["extensions"] not in addresses and value_of("always_one") == 5
+    assert study._config("ladder/16x1/seed-0", None, "")["extensions"] not in addresses and value_of("always_one") == 5
+
+
+def test_the_text_that_is_hashed_is_the_text_that_runs(write, monkeypatch):
+    """Bytecode beside a file is told from a newer one by length and time alone."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    hashes = []
+    for value in (1, 2):
+        path = write(METRIC.format("one", value))
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        hashes.append(extension.read([path]))
+        assert value_of("always_one") == value
+    assert hashes[0] != hashes[1]

@@ -102,7 +102,7 @@ def test_offline_and_not_in_the_cache_names_the_folder_at_once(answers, empty_ca
     assert error.value.rule == "a model is a local folder, in the local cache, or fetched from the hub"
     assert ID in error.value.received and error.value.received.endswith(reason)
     assert str(empty_cache / "models--someone--small-model") in error.value.remedy
-    assert f"`hf download {ID} --revision v2`" in error.value.remedy and "path of any folder" in error.value.remedy
+    assert f"`hf download {ID} --revision v2`" in error.value.remedy and "path of the folder that it names" in error.value.remedy
     assert "route" not in reason or len(asked) == 1  # no second try: what cannot be reached is said at once
 
 

@@ -18,6 +18,7 @@ LAYERS = (  # top first; the words in the comments are what a row is about
     {"planning", "cluster"},  # a study foretold; a study on many machines
     {"study", "schooling", "doctor", "report", "terminal", "exercises", "simulation"}  # and the judge judged
     | {"inheritance", "imitation"},  # students, by the judge's rule
+    {"subjects"},  # what runs are of
     {"compression", "inside", "prompts", "harness"},  # a chain of verbs, as a study writes it; questions in words, ours and others'
     # measure and change a model; keep, judge, compare and draw rows
     {"evaluation", "cost", "distillation", "recovery", "quantization", "store", "verdict", "breakpoints", "emergence", "contrast"}
@@ -25,12 +26,12 @@ LAYERS = (  # top first; the words in the comments are what a row is about
     {"ladder", "training", "zoo", "pairing", "dense_curve", "students"},  # one dial, the only loop, models by name; rows in pairs
     {"abilities", "pruning", "forward", "metrics", "divergences", "statistics", "scores", "curves", "modality"},  # the subject; formulas
     # row types; counting; what was done to a model; what users add and write
-    {"records", "flops", "lineage", "extension", "hub", "pairs", "places", "texts", "written", "storage"},
+    {"addresses", "records", "flops", "lineage", "extension", "hub", "pairs", "places", "texts", "written", "storage"},
     {"errors"},
 )
 FRAME_HALF = {"errors", "extension", "records", "statistics", "scores", "curves", "pairing", "dense_curve", "store", "verdict"}
 FRAME_HALF |= {"breakpoints", "emergence", "contrast", "hypotheses", "comparison", "plotting", "published", "simulation"}
-FRAME_HALF |= {"exercises", "report", "modality", "students", "inheritance", "imitation", "barrier", "places", "storage"}
+FRAME_HALF |= {"exercises", "report", "modality", "students", "inheritance", "imitation", "barrier", "places", "storage", "addresses"}
 TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors.torch"}
 
 # Inside a package the same rule: these rows at the bottom, every other file in one row above them, `__init__` on top.

@@ -144,6 +144,8 @@ def test_a_compression_is_told_apart() -> None:
     structured = verdicts(wanda=(0, 1)).assign(compression="drop-layers 1 by loss", sparsity=0.0)
     assert notebook.recoveries(structured)[["damage", "method"]].values.tolist() == [["drop-layers 1 by loss", ""]]
     assert notebook.recoveries(structured.assign(verdict="absent")).empty
+    tenths = notebook.recoveries(structured.assign(compression="wanda + lora 1.5M"))
+    assert tenths[["method", "tokens"]].values.tolist() == [["lora", 1_500_000]]
 
 
 LOW, HIGH, WIDE = (0.0, 0.1), (0.9, 1.0), (0.1, 0.95)

@@ -255,3 +255,15 @@ def test_a_sweep_is_drawn_against_sparsity_and_the_rest_beside_it():
     assert html.count("<img") == 2
     assert "Retention against sparsity for 1 ability on rung 64x2" in html and "from 30% to 60%" in html
     assert "Retention with 95 % intervals of 1 ability under 1 compression on 1 rung. wanda 2:4: 1 degraded" in html
+
+
+def test_names_with_signs_of_mathematics_are_drawn_as_they_are(tmp_path):
+    """And judged as all others: nothing is measured in vain for a dollar in a name."""
+    store, items = Store(tmp_path / "s", create=True), np.arange(40)
+    for seed in range(3):
+        for compression in ("dense", "cut $a_$ x"):
+            run = f"r{seed}{len(compression)}"
+            row = ItemRow(run, "m", "64x2", 100, seed, compression, 0.0, "an $x_$ ability", EXACT_MATCH, 0, 1.0, 0.1)
+            frame = pd.DataFrame({**dataclasses.asdict(row), "item": items, "value": (items % 10 < 9) * 1.0})
+            store.write(run, frame, {"config": {"seed": 0}})
+    assert "cut $a_$ x" in report.write_report(tmp_path / "s").read_text()

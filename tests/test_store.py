@@ -18,7 +18,7 @@ from labkit import store as module
 from labkit.errors import Failure, LabkitError
 from labkit.places import STALE_S
 from labkit.records import ItemRow, columns
-from labkit.store import SCHEMA, Store, provenance, run_id
+from labkit.store import SCHEMA, Store, provenance
 
 ALWAYS = ["run", "commit", "dirty", "versions", "device", "config", "artifacts", "wall_s"]
 
@@ -76,18 +76,6 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
-
-
-def test_the_content_address_depends_on_content_alone():
-    """The digits are those of sha256sum, given the JSON by hand."""
-    assert run_id({"a": 1, "b": [0.5, None]}) == run_id({"b": [0.5, None], "a": 1}) == "f1a92042e7c3ddd4"
-    assert run_id({"a": 1, "b": [0.5, 0]}) != run_id({"a": 1, "b": [0.5, None]})
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, np.float32(1)])
-def test_what_json_cannot_hold_has_no_address(value):
-    with pytest.raises(LabkitError, match="a configuration is finite JSON"):
-        run_id({"value": value})
 
 
 @pytest.mark.parametrize("name", ["", "../r", "a/b", "a.b"])
@@ -437,3 +425,40 @@ def test_commit_and_dirty_flag_of_a_checkout(tmp_path, monkeypatch):
     assert kept()["dirty"] is True
     monkeypatch.setenv("PATH", str(tmp_path))
     assert (kept()["commit"], kept()["dirty"]) == (None, None)
+
+
+@pytest.mark.parametrize("marker", ['{"format": "labkit store", "version": 2}', "[]", "garbage"])
+def test_a_store_of_another_version_is_not_read_and_nobody_is_told_to_delete_it(store, marker):
+    (store.path / "store.json").write_text(marker)
+    with pytest.raises(LabkitError) as error:
+        Store(store.path)
+    assert "store" in str(error.value) and "elete" not in str(error.value)
+
+
+@pytest.mark.parametrize("cause", [PermissionError(errno.EACCES, "Permission denied"), UnicodeEncodeError("ascii", "é", 0, 1, "no")])
+def test_a_part_that_cannot_be_read_is_not_called_damaged(store, monkeypatch, cause):
+    store.write("r", rows("r"), kept())
+    monkeypatch.setattr(module.pq, "ParquetFile", lambda *_, **__: (_ for _ in ()).throw(cause))
+    with pytest.raises(LabkitError, match="a part of a store can be read") as error:
+        store.frame()
+    assert "elete" not in str(error.value)
+
+
+def test_a_frame_is_what_duckdb_answers_to_the_same_question(store):
+    for run in ("a", "b"):
+        store.write(run, rows(run), kept())
+    query = f"SELECT {', '.join(columns(ItemRow))} FROM rows WHERE item < 7 ORDER BY ALL"
+    pd.testing.assert_frame_equal(store.frame("item < 7"), store.sql(query))
+
+
+def test_an_answer_that_is_too_large_is_no_fault_of_the_query(store):
+    store.write("r", rows("r"), kept())
+    with pytest.raises(Failure, match="the answer to a query fits into memory"):
+        store._ask("", lambda connection: connection.execute("SET memory_limit = '1MB'").execute(
+            "SELECT a.item FROM rows a, rows b, rows c, rows d ORDER BY ALL").df())  # fmt: skip
+
+
+def test_a_url_may_hold_what_is_a_pattern_elsewhere():
+    store = Store("memory://labkit-test-store-a[1]/c", create=True)
+    store.write("r", rows("r"), kept())
+    assert store.runs() == ("r",) and len(store.frame()) == 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -15,9 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from labkit.addresses import code_hash
 from labkit.errors import LabkitError
 from labkit.records import ItemRow, columns
-from labkit.store import code_hash
+from labkit.store import Store
 from labkit.study import MEASURING, STUDIES, TABLES, Study, studies
 
 TINY = """
@@ -88,8 +90,8 @@ def test_runs_measured_otherwise_are_not_mixed_in(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("labkit.study.code_hash", lambda *modules: "of another version")
     with pytest.raises(LabkitError) as error:
         Study.load(tiny).run(tmp_path / "rows", progress=False)
-    assert "each run of a study once" in str(error.value) and "got '4 runs of" in str(error.value)
-    tiny.write_text(TINY.replace("seed-1", "seed-2").replace('compress = ["ladder/16x1/seed-0"]', "compress = []"))
+    assert "each run of a study once" in str(error.value) and "was measured with other code of labkit'" in str(error.value)
+    tiny.write_text(TINY.replace("seed-1", "seed-2").partition("[[")[0].replace('compress = ["ladder/16x1/seed-0"]', ""))
     monkeypatch.undo()
     more = Study.load(tiny).run(tmp_path / "rows", progress=False).frame()  # another study may add other runs
     assert set(more["run"]) > set(rows["run"])
@@ -134,23 +136,8 @@ def test_a_local_folder_is_a_rung_of_its_own(tmp_path):
 
 def test_a_corrected_ability_has_an_address_of_its_own(tiny, monkeypatch):
     study = Study.load(tiny)
-    dense, pruned = (study._config("ladder/16x1/seed-0", one) for one in (None, study.compressions[0]))
+    dense, pruned = (study._config("ladder/16x1/seed-0", one, "") for one in (None, study.compressions[0]))
     assert dense["code"] == code_hash(*MEASURING) != pruned["code"]
-
-
-def test_the_hash_of_code_is_of_what_it_does(tmp_path, monkeypatch):
-    """Comments, docstrings and layout do not count; a constant does."""
-    monkeypatch.setattr("labkit.store.__file__", str(tmp_path / "store.py"))
-
-    def hashed(source: str) -> str:
-        (tmp_path / "metrics.py").write_text(source)
-        code_hash.cache_clear()
-        return code_hash("metrics")
-
-    first = hashed('"""What."""\ndef f(x):\n    """Doc."""\n    return x + 1\n')
-    assert first == hashed('"""Other."""\n\ndef f(x):  # why\n    return (x\n            + 1)\n')
-    assert first != hashed("def f(x):\n    return x + 2\n")
-    code_hash.cache_clear()
 
 
 def test_the_shipped_studies_load():
@@ -228,3 +215,48 @@ def test_the_example_of_a_model_of_words_loads():
     study = Study.load(DOCS / "examples" / "own-model.toml")
     assert [compression.name for compression in study.compressions][:2] == ["magnitude", "wanda"]
     assert len(study.compressions) == 4 and study.text.file == str(DOCS / "examples" / "my-text.txt")
+
+
+def test_a_folder_of_other_items_is_refused_before_anything_is_measured(tiny, tmp_path):
+    Study.load(tiny).run(tmp_path / "rows", progress=False)
+    study = dataclasses.replace(Study.load(tiny), models=("ladder/16x1/seed-2",), compress=(), compressions=())
+    for changed, named in ((study, ""), (dataclasses.replace(study, items=30), "items"), (dataclasses.replace(study, seed=3), "seed")):
+        if not named:
+            before = set(changed.run(tmp_path / "rows", progress=False).runs())
+            continue
+        with pytest.raises(LabkitError, match=f"was measured with other {named}'"):
+            changed.run(tmp_path / "rows", progress=False)
+        assert set(Store(tmp_path / "rows").runs()) == before
+
+
+def test_the_question_in_the_folder_is_the_one_asked_last(tiny, tmp_path):
+    Study.load(tiny).run(tmp_path / "rows", progress=False)
+    tiny.write_text(TINY.replace("Does it run?", "Does it run on?"))
+    Study.load(tiny).run(tmp_path / "rows", progress=False)
+    assert json.loads((tmp_path / "rows" / "study.json").read_text())["question"] == "Does it run on?"
+
+
+def test_the_weights_of_a_model_are_read_once_for_all_its_runs(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr("labkit.study.weights_id", lambda name: asked.append(name) or name)
+    assert len(Study.load(tiny).runs()) == 4 and asked == ["ladder/16x1/seed-0", "ladder/16x1/seed-1"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('compress = ["ladder/16x1/seed-0"]', "", "a study names the models that it compresses; got 'tiny'"),
+        ("items = 20", 'metrics = ["answer_givn"]', "a known metric is needed; got 'answer_givn'. Nearest: answer_given"),
+        ("sparsity = 0.5", "sparsity = []", "a list of a compression holds values; got 'prune sparsity = \\[]'"),
+    ],
+)
+def test_a_study_that_cannot_be_measured_does_not_load(tiny, old, new, message):
+    tiny.write_text(TINY.replace(old, new))
+    with pytest.raises(LabkitError, match=message):
+        Study.load(tiny)
+
+
+def test_a_dtype_is_looked_at_before_a_folder_is_made(tiny, tmp_path):
+    with pytest.raises(LabkitError, match="a known dtype is needed; got 'float23'"):
+        dataclasses.replace(Study.load(tiny), loading={"dtype": "float23"}).run(tmp_path / "rows")
+    assert not (tmp_path / "rows").exists()

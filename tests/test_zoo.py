@@ -27,7 +27,7 @@ from labkit.schooling import write_manifest
 from labkit.study import Study
 from labkit.texts import Text
 from labkit.verdict import judge
-from labkit.zoo import artifacts, damaged, load, manifest, sha256, tokenizer, weights_id, zoo
+from labkit.zoo import artifacts, damaged, load, manifest, model_config, sha256, tokenizer, weights_id, zoo
 
 NAMES = ["ladder/16x1/seed-0", "ladder/16x1/seed-1", "ladder/32x1/seed-0"]
 
@@ -131,7 +131,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all(folder, name):
 
 def test_a_hub_model_that_cannot_be_fetched(folder):
     for where in (folder, "/nowhere", None):  # with or without a manifest
-        with pytest.raises(LabkitError, match="fetched from the hub; got 'nobody/nothing, which.*copy the folder it names"):
+        with pytest.raises(LabkitError, match="fetched from the hub; got 'nobody/nothing, which.*copy the folder models--nobody--nothing"):
             load("nobody/nothing", folder=where)
 
 
@@ -139,7 +139,7 @@ def test_a_folder_without_a_manifest_and_one_that_is_no_json(tmp_path):
     with pytest.raises(LabkitError, match=f"holds a manifest.json; got '{tmp_path}'. Train one with `labkit ladder"):
         manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(LabkitError, match="manifest.json is JSON; got .*Restore the file"):
+    with pytest.raises(LabkitError, match="manifest.json is JSON, of files and models; got .*Restore the file"):
         manifest(tmp_path)
 
 
@@ -417,3 +417,36 @@ def test_what_a_text_is_missing_for_is_said_before_anything_is_measured(of_words
     with pytest.raises(LabkitError, match=message):
         study.run(tmp_path / "rows", progress=False)
     assert not (tmp_path / "rows").exists()
+
+
+def test_what_a_folder_is_depends_on_its_config_and_tokenizer(tmp_path):
+    Rung(16, 1).build(0).save_pretrained(tmp_path)
+    plain = weights_id(str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    other = weights_id(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert len({plain, other, weights_id(str(tmp_path))}) == 3
+
+
+@pytest.mark.parametrize("revision", ["v1", "c" * 40])
+def test_a_hub_model_is_loaded_by_a_branch_in_its_name(tmp_path, monkeypatch, revision):
+    place, commit = tmp_path / "models--someone--tiny", "c" * 40
+    Rung(16, 1).build(0).save_pretrained(place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "v1").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load(f"someone/tiny@{revision}").config._commit_hash == commit
+
+
+@pytest.mark.parametrize("content", ["{}", "[]"])
+def test_a_manifest_and_a_config_that_say_nothing(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(LabkitError, match="it names no files and models"):
+        zoo(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(LabkitError, match="it holds no settings"):
+        model_config(str(tmp_path))
+    with pytest.raises(LabkitError, match="a folder of models holds a manifest.json"):
+        zoo(tmp_path / "config.json")

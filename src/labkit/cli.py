@@ -137,8 +137,10 @@ def run(
     from labkit.report import answer, write_report  # figures: only once there is something to draw
     from labkit.verdict import judge
 
-    console, verdicts = _console(), judge(store.frame())
-    path = write_report(store.path, verdicts=verdicts)
+    console = _console()
+    with _console(stderr=True).status("Judging the rows, writing the report …"):
+        verdicts = judge(store.frame())
+        path = write_report(store.path, verdicts=verdicts)
     console.print(Text(plan.question, "bold"))
     for of_rung in verdict_tables(verdicts):
         console.print(of_rung)
@@ -159,7 +161,9 @@ def report(
     """Write the report of a run: one HTML file that needs no network."""
     from labkit.report import write_report
 
-    _console().print(Text(f"Report: {write_report(folder, out)}"), soft_wrap=True)
+    with _console(stderr=True).status("Judging the rows, writing the report …"):
+        path = write_report(folder, out)
+    _console().print(Text(f"Report: {path}"), soft_wrap=True)
 
 
 @app.command(epilog="Example:  labkit ladder --profile cpu --out my-ladder")
@@ -216,6 +220,8 @@ def compare(
         frame = comparison.compare_conditions(*_stored_rows(a, b))
     else:
         where = _device(device)
+        for name in (a, b):  # both, before either is scored
+            _speaks_ours(name)
         frame = comparison.compare(*(_scored(name, items, seed, where) for name in (a, b)))
     _console().print(comparison_table(frame, a, b))
 
@@ -231,7 +237,7 @@ def zoo(
 
     models = table("name", "rung", ">parameters", ">seed", ">tokens", "sha256")
     for row in listed(folder).itertuples():
-        models.add_row(row.name, row.rung, f"{row.params:,}", str(row.seed), f"{row.tokens:,}", row.sha256[:12])
+        models.add_row(Text(row.name), Text(row.rung), f"{row.params:,}", str(row.seed), f"{row.tokens:,}", row.sha256[:12])
     _console().print(models)
 
 
@@ -317,10 +323,23 @@ def _stored_rows(*folders: str) -> list[pd.DataFrame]:
     from labkit.store import Store
 
     stores = [Store(folder) for folder in folders]
-    seeds = [sorted({config.get("seed") for config in store.provenance()["config"]}) for store in stores]
+    seeds = [sorted({config.get("seed") for config in store.provenance()["config"] if isinstance(config, dict)}) for store in stores]
     if all(seeds) and any(each != seeds[0] for each in seeds):
         raise LabkitError("both runs draw their items with one seed", seeds, "Run a study of the same seed on both.")
     return [store.frame() for store in stores]
+
+
+def _speaks_ours(name: str) -> None:
+    """Raise LabkitError for a model that is not there, or whose tokens mean something else than labkit's."""
+    from labkit.abilities import vocabulary
+    from labkit.zoo import model_config
+
+    asked = model_config(name)
+    size = (asked.get("text_config") or asked).get("vocab_size", vocabulary.SIZE)
+    if size != vocabulary.SIZE:
+        rule = f"abilities in tokens are asked in labkit's vocabulary of {vocabulary.SIZE}"
+        remedy = "Ask both in text, in a study (prompts, or benchmarks), and compare the folders of its runs."
+        raise LabkitError(rule, f"{name}, which has {size}", remedy)
 
 
 def _scored(name: str, items: int, seed: int, device: str) -> pd.DataFrame:

@@ -7,10 +7,11 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.errors import LabkitError, unknown
+from labkit.errors import LabkitError, unknown, whole
 from labkit.ladder import HEAD_DIM, Rung
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ class Compression:
     @classmethod
     def expand(cls, written: Mapping[str, Mapping[str, Any]]) -> Iterator[Compression]:
         """All compressions of a table in which a list stands for "each of these", in the order they are written."""
+        for verb, arguments in written.items():
+            if isinstance(arguments, Mapping) and (empty := [name for name, value in arguments.items() if value == []]):
+                raise LabkitError("a list of a compression holds values", f"{verb} {empty[0]} = []", "Add one, or leave it out.")
         places = [(v, a) for v, arguments in written.items() if isinstance(arguments, Mapping) for a in arguments]
         choices = [value if isinstance(value := written[v][a], list) else [value] for v, a in places]
         for picked in itertools.product(*choices):
@@ -208,10 +212,13 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
             raise unknown(f"argument of {verb}", name, known)
     if verb == "prune":
         from labkit.pruning import Options, check_prune
+        from labkit.pruning.masks import GROUPS
 
         asked = {name: arguments.get(name) for name in ("sparsity", "pattern")}
         check_prune(arguments.get("criterion", "wanda"), **asked)
         Options(propagate=arguments.get("propagate", True))
+        if (group := arguments.get("group")) not in (None, *GROUPS):
+            raise unknown("group", group, GROUPS)
         if (allocation := arguments.get("allocation", "uniform")) not in ALLOCATIONS:
             raise unknown("allocation", allocation, ALLOCATIONS)
         if allocation != "uniform" and arguments.get("pattern") is not None:
@@ -226,19 +233,38 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
         check_recover(**arguments)
     if verb in STUDENT_VERBS:
         _check_student(verb, arguments)
-    if verb == "drop_layers" and ("drop" in arguments) == ("keep" in arguments):
-        raise LabkitError("drop_layers says either drop or keep", dict(arguments), "Write e.g. { drop = 1 }.")
+    if verb == "drop_layers":
+        if ("drop" in arguments) == ("keep" in arguments):
+            raise LabkitError("drop_layers says either drop or keep", dict(arguments), "Write e.g. { drop = 1 }.")
+        for name in ("drop", "keep"):
+            if name in arguments and whole(f"{name} of drop_layers", arguments[name], 1) < 1:
+                raise LabkitError(f"{name} of drop_layers is 1 or more", arguments[name], "Write e.g. { drop = 1 }.")
+    if verb == "shrink":
+        for name in (name for name in SIZES if name in arguments):
+            share = isinstance(arguments[name], float)
+            if share and not 0 < arguments[name] <= 1:
+                raise LabkitError(f"{name} of shrink, with a point, is the share kept", arguments[name], "Write e.g. 0.5.")
+            if not share and whole(f"{name} of shrink", arguments[name], 4) < 1:
+                raise LabkitError(f"{name} of shrink is 1 or more", arguments[name], "Write e.g. 4, or a share such as 0.5.")
 
 
 def _check_student(verb: str, arguments: Mapping[str, Any]) -> None:
     if "tokens" not in arguments:
         example = f'{verb} = {{ student = "64x2", tokens = 4_000_000 }}'
         raise LabkitError(f"{verb} says tokens", dict(arguments), f"Write e.g. {example}.")
+    if whole(f"tokens of {verb}", arguments["tokens"], 4_000_000) < 1:
+        raise LabkitError(f"tokens of {verb} are 1 or more", arguments["tokens"], "Write e.g. 4_000_000.")
     if "student" in arguments:
         Rung.parse(arguments["student"])
     if verb == "distill":
-        from labkit.distillation import Options, check_distill
+        from labkit.distillation import Options, check_distill, distill
 
+        usual = {name: each.default for name, each in inspect.signature(distill).parameters.items()}
+        usual |= {field.name: field.default for field in dataclasses.fields(Options)}
+        for name, value in arguments.items():
+            numbers = [isinstance(x, Real) and not isinstance(x, bool) for x in (usual.get(name), value)]
+            if numbers == [True, False]:
+                raise LabkitError(f"{name} of {verb} is a number", value, f"Write e.g. {usual[name]:g}.")
         plain, options = _split(arguments)
         plain = {name: value for name, value in plain.items() if name not in ("student", "tokens")}
         check_distill(**plain, options=Options(**options))

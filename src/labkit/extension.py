@@ -88,11 +88,11 @@ def read(paths: Sequence[Path | str]) -> str:
         digest.update(text)
         version = hashlib.sha256(text).hexdigest()[:16]
         if version not in _READ.values():  # a copy of a file adds nothing new
-            _run(path, version)
+            _run(path, text, version)
     return digest.hexdigest()[:16]
 
 
-def _run(path: Path, version: str) -> None:
+def _run(path: Path, text: bytes, version: str) -> None:
     where, name = str(path.resolve()), f"labkit_extension_{version}"
     before, read_before = {kind: dict(names) for kind, names in _ADDED.items()}, dict(_READ)
     for old in [each for each in _READ if each == where or not Path(each).exists()]:  # changed, or a worker's copy
@@ -103,7 +103,7 @@ def _run(path: Path, version: str) -> None:
     try:
         module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location(name, path))
         sys.modules[name] = module
-        spec.loader.exec_module(module)
+        exec(compile(text, path, "exec"), module.__dict__)  # this very text: bytecode kept beside it may be of an older one
         _READ[where] = version
     except BaseException as error:  # an exit or a Ctrl-C must not leave half a file either
         sys.modules.pop(name, None)

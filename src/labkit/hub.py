@@ -108,6 +108,6 @@ def _absent(repo: str, revision: str, why: str) -> LabkitError:
     return LabkitError(
         "a model is a local folder, in the local cache, or fetched from the hub",
         f"{repo}, which is neither of the first two; {why}",
-        f"Where there is a network, run `hf download {repo}{at}`, and copy the folder it names to {place}; "
-        "or give the path of any folder with the model.",
+        f"Where there is a network, run `hf download {repo}{at}`, and copy the folder {place.name} of its cache to {place}; "
+        "or give the path of the folder that it names, or of any other with the model.",
     )

@@ -28,7 +28,7 @@ UNTOUCHED = "none"
 """The damage of a model that was not pruned."""
 _SHOWN = ("labkit", "torch", "transformers", "pandas", "duckdb")
 # "wanda + lora 200k", "full learning_rate 0.0064 50k"
-_RECOVERED = r"^(?:(?P<before>.+) \+ )?(?P<method>[a-z]+(?: [a-z_]+ [\d.e-]+)*) (?P<size>\d+)(?P<unit>[kM])$"
+_RECOVERED = r"^(?:(?P<before>.+) \+ )?(?P<method>[a-z]+(?: [a-z_]+ [\d.e-]+)*) (?P<size>[\d.]+)(?P<unit>[kM])$"
 _FRAME = (-0.35, 1.35)  # retention drawn; what lies beyond stands at the edge
 
 
@@ -139,7 +139,7 @@ def recoveries(verdicts: pd.DataFrame) -> pd.DataFrame:
     told = verdicts.assign(
         damage=[condition(*pair) for pair in zip(before, verdicts["sparsity"], strict=True)],
         method=named["method"].fillna(""),
-        tokens=tokens.fillna(0).astype(int),
+        tokens=tokens.fillna(0).round().astype(int),
     )
     return told[told["verdict"] != "absent"]
 

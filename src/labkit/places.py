@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import errno
 import os
 import uuid
@@ -74,7 +75,7 @@ class Remote:
 
     def glob(self, pattern: str) -> Iterator[Remote]:
         self._system.invalidate_cache()
-        return map(self._at, self._system.glob(f"{self._key}/{pattern}"))
+        return map(self._at, self._system.glob(f"{glob.escape(self._key)}/{pattern}"))
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Folders are made as files are written; where they must be there before, they are made here, parents too."""

@@ -176,7 +176,7 @@ def _rate(shape: PreTrainedModel, length: int) -> float:
     from labkit.evaluation import CPU_BATCH_TOKENS
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows, text = CPU_BATCH_TOKENS // length, shape.config.get_text_config()
+    rows, text = max(1, CPU_BATCH_TOKENS // length), shape.config.get_text_config()
     if sum(p.numel() for p in shape.parameters()) <= PROBE_PARAMETERS:
         model = type(shape)(shape.config).to(device).eval()
         tokens = torch.zeros(rows, length, dtype=torch.long, device=device)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import datetime
 import errno
-import functools
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +37,7 @@ _READ = pa.schema([f.with_type(pa.dictionary(pa.int32(), f.type)) if f.name in _
 _ENCODINGS = {"item": "DELTA_BINARY_PACKED", "value": "BYTE_STREAM_SPLIT"}
 _COMPACT = {"compression": "zstd", "compression_level": 9, "use_dictionary": _STRINGS, "column_encoding": _ENCODINGS}
 _MARKER = "store.json"
+_FORMAT = {"format": "labkit store", "version": 1}
 _METADATA = b"labkit.provenance"
 _PROVENANCE = ("run", "commit", "dirty", "versions", "device", "config", "artifacts", "wall_s")
 _PACKAGES = ("labkit", "torch", "transformers", "safetensors", "numpy", "scipy", "pandas", "pyarrow", "duckdb")
@@ -47,37 +45,6 @@ _REMEDIES = {
     errno.ENOSPC: "Free some space or choose another folder, then run again: what was there is unchanged.",
     errno.EDQUOT: "Free some of your quota or choose another folder, then run again: what was there is unchanged.",
 }
-
-
-def run_id(config: Mapping[str, Any]) -> str:
-    """Content address of a run: the first 16 hex digits of the SHA-256 of its configuration as canonical JSON.
-
-    Key order does not matter. Raises LabkitError for what JSON cannot hold exactly, NaN included.
-    """
-    try:
-        canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise LabkitError("a configuration is finite JSON", config, f"Use plain values: {error}.") from error
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-@functools.cache
-def code_hash(*names: str) -> str:
-    """Hash of what modules of labkit do: their syntax trees, without docstrings; comments and layout do not count.
-
-    It stands in every run's address, so that rows of an ability, metric or criterion since corrected are not taken for
-    rows of the present one.
-    """
-    root, digest = Path(__file__).parent, hashlib.sha256()
-    for name in names:
-        paths = sorted((root / name).glob("*.py")) if (root / name).is_dir() else [root / f"{name}.py"]
-        for path in paths:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-                    node.body = node.body[1:] or [ast.Pass()]
-            digest.update(f"{path.name}:{ast.dump(tree)}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def provenance(config: Mapping[str, Any], artifacts: Mapping[str, str], wall_s: float, device: str) -> dict[str, Any]:
@@ -152,6 +119,7 @@ class Store:
     def __init__(self, path: str | Path | Remote, create: bool = False) -> None:
         self.path = place(path)
         if (self.path / _MARKER).is_file():
+            _check_marker(self.path / _MARKER)
             return
         if not create:
             remedy = "Name the folder of an earlier run, or make one: labkit run quick --out FOLDER."
@@ -162,7 +130,7 @@ class Store:
             if others and not (self.path / _MARKER).is_file():  # looked at again: another process may just have made it
                 raise LabkitError("a new store needs an empty folder", str(path), "Name one that is empty or absent.")
             self.path.mkdir(parents=True, exist_ok=True)
-            write_once(json.dumps({"format": "labkit store", "version": 1}).encode(), self.path / _MARKER)
+            write_once(json.dumps(_FORMAT).encode(), self.path / _MARKER)
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, {len(self.runs())} runs)"
@@ -258,18 +226,27 @@ class Store:
         >>> store.frame("ability = 'recall' and metric = 'exact_match'")  # doctest: +SKIP
         """
         condition = f"WHERE {where}" if where else ""
-        return self.sql(f"SELECT {', '.join(columns(ItemRow))} FROM rows {condition} ORDER BY ALL")
+        query = f"SELECT {', '.join(columns(ItemRow))} FROM rows {condition} ORDER BY ALL"
+        # By way of Arrow: several times faster than DuckDB's own frames, in half of the memory.
+        return self._ask(query, lambda asked: asked.sql(query).to_arrow_table().to_pandas(split_blocks=True, self_destruct=True))
 
     def sql(self, query: str) -> pd.DataFrame:
         """The answer of DuckDB to a query over the view ``rows``."""
+        return self._ask(query, lambda asked: asked.execute(query).df())
+
+    def _ask(self, query: str, take: Callable[[Any], pd.DataFrame]) -> pd.DataFrame:
         import duckdb  # a machine that only measures and writes need not have it
 
-        parts = [_read(_source(part), part) for part in self._parts()] or [SCHEMA.empty_table()]
+        rows = pa.concat_tables([_read(_source(part), part) for part in self._parts()] or [SCHEMA.empty_table()])
         with duckdb.connect() as connection:
             connection.execute("SET enable_progress_bar = false")  # in a notebook it would stay in the output
-            connection.register("rows", pa.concat_tables(parts))
+            connection.register("rows", rows)
+            del rows
             try:
-                return connection.execute(query).df()
+                return take(connection)
+            except (duckdb.OutOfMemoryException, MemoryError) as error:
+                remedy = "Ask for fewer rows, with a condition, or on a machine with more memory."
+                raise Failure("the answer to a query fits into memory", query, f"{remedy} ({error})") from error
             except duckdb.Error as error:
                 raise LabkitError("a query is DuckDB SQL over `rows`", query, str(error)) from error
 
@@ -296,6 +273,16 @@ class Store:
         return self.path / "rows" / f"{run}.parquet"
 
 
+def _check_marker(marker: Path | Remote) -> None:
+    """Raise LabkitError for a store of another format or version: what is in it may be whole."""
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LabkitError(f"{_MARKER} says what a store is", f"{marker} ({error})", "Put it back, or name another folder.") from error
+    if found != _FORMAT:
+        raise LabkitError(f"a store is one of this labkit, {_FORMAT}", found, "Open it with the labkit that made it, or a newer one.")
+
+
 def _source(part: Path | Remote) -> Path | pa.BufferReader:
     return pa.BufferReader(part.read_bytes()) if isinstance(part, Remote) else part
 
@@ -316,9 +303,17 @@ def _footer(part: Path | Remote) -> dict[str, Any]:
 def _whole(part: object) -> Iterator[None]:
     try:
         yield
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        remedy = f"Delete it and run again. ({error})"
-        raise LabkitError("a part is a whole Parquet file of rows and their provenance", str(part), remedy) from error
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # Arrow's word for a damaged file
+            raise LabkitError(*_damaged(part, error)) from error
+        remedy = f"Look at its permissions, at the drive and at the encoding of names; it is as it was. ({error})"
+        raise LabkitError("a part of a store can be read", str(part), remedy) from error
+    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise LabkitError(*_damaged(part, error)) from error
+
+
+def _damaged(part: object, error: Exception) -> tuple[str, str, str]:
+    return "a part is a whole Parquet file of rows and their provenance", str(part), f"Delete it and run again. ({error})"
 
 
 @contextlib.contextmanager

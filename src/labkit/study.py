@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -15,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from labkit import extension, written
+from labkit.addresses import code_hash, run_id
 from labkit.compression import STUDENT_VERBS, Compression
 from labkit.errors import LabkitError, unknown
-from labkit.hub import is_id
 from labkit.pairs import Figure, Needs, Pair
 from labkit.records import DENSE
-from labkit.store import Store, code_hash, provenance, run_id
+from labkit.store import Store, provenance
+from labkit.subjects import Job, check_distinct, check_pairs, condition, matching, subject
 from labkit.texts import Text, text_corpus
-from labkit.zoo import load, manifest, model_config, tokenizer, weights_id
+from labkit.zoo import check_dtype, load, model_config, tokenizer, weights_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,10 +36,6 @@ MEASURING = ("abilities", "metrics", "evaluation", "forward")  # the modules tha
 LOADING = ("dtype", "device_map")
 TABLES = {"compression": "compressions", "pair": "pairs"}  # key of a study file -> attribute
 WAIT_S = 0.5  # between looks at runs that another process has taken
-
-Job = tuple[str, Compression | None]
-"""(model, compression) of one run; None is the dense model."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -83,6 +78,7 @@ class Study:
 
     def __post_init__(self) -> None:
         from labkit.abilities import abilities
+        from labkit.metrics import METRICS, MORE_METRICS
 
         extension.read(self.extensions)
         abilities(*self.abilities, *self.prompts)
@@ -90,6 +86,14 @@ class Study:
             raise LabkitError("a study asks at least one item per ability", self.items, "Give items = 1 or more.")
         if not (self.models or self.compress or self.pairs):
             raise LabkitError("a study names models", self.name, 'Write e.g. models = ["ladder/64x2/*"].')
+        if self.compressions and not self.compress:
+            remedy = 'Write e.g. compress = ["ladder/64x2/*"], or leave the compressions out.'
+            raise LabkitError("a study names the models that it compresses", self.name, remedy)
+        for metric in self.metrics:
+            known = [*(each.__name__ for each in (*METRICS, *MORE_METRICS)), *extension.added("metric")]
+            if metric not in known:
+                raise unknown("metric", metric, known)
+        check_pairs(self.pairs)
         for key in self.loading:
             if key not in LOADING:
                 raise unknown("key of loading", key, LOADING)
@@ -122,32 +126,41 @@ class Study:
 
     def jobs(self) -> list[Job]:
         """(model, compression) of every run, all of a model's runs together; None is the dense model."""
-        compressed = set(_matching(self.compress)) if self.compressions else set()
+        compressed = set(matching(self.compress)) if self.compressions else set()
         return [
             (model, compression)
-            for model in _matching([*self.models, *self.compress, *(m for p in self.pairs for m in (p.dense, p.small))])
+            for model in matching([*self.models, *self.compress, *(m for p in self.pairs for m in (p.dense, p.small))])
             for compression in (None, *(self.compressions if model in compressed else ()))
         ]
 
     def runs(self, jobs: Sequence[Job] | None = None) -> dict[str, tuple[dict[str, Any], Job]]:
         """Run -> (all that decides its rows, job), in the order of the jobs, by default all of them."""
-        return {run_id(config): (config, job) for job in jobs or self.jobs() for config in [self._config(*job)]}
+        jobs = jobs or self.jobs()
+        weights = {model: weights_id(model) for model in dict.fromkeys(model for model, _ in jobs)}  # each is read once
+        configs = [(self._config(*job, weights[job[0]]), job) for job in jobs]
+        return {run_id(config): (config, job) for config, job in configs}
 
     def open(self, out: Path | str) -> tuple[Store, dict[str, tuple[dict[str, Any], Job]]]:
         """The store at ``out``, made if it is not there, and the `runs` that belong in it.
 
-        Raises LabkitError if it holds one of them as it was measured otherwise: by another version of labkit, or by a
-        study with other items. Side by side, both would be counted.
+        Raises LabkitError if two of them could not be told apart, and if it holds one of them as it was measured
+        otherwise, or runs of other items: side by side, both would be counted.
         """
         self._check_models()  # what cannot be measured is said before anything is
+        check_distinct(self.jobs(), self.pairs)
         runs, store = self.runs(), Store(out, create=True)
-        wanted = {_subject(config): run for run, (config, _) in runs.items()}
-        kept = store.provenance()[["run", "config"]].itertuples(index=False)
-        if other := [run for run, config in kept if wanted.get(_subject(config), run) != run]:
-            received = f"{len(other)} runs of {out}, such as {other[0]}, measured by another version or with other items"
-            raise LabkitError("a folder holds each run of a study once", received, "Give a new folder with --out.")
-        if not (store.path / "study.json").exists():
-            store.put("study.json", json.dumps({"name": self.name, "question": self.question}) + "\n")
+        wanted = {subject(config): json.loads(json.dumps(config)) for config, _ in runs.values()}  # as it would be kept
+        for run, kept in store.provenance()[["run", "config"]].itertuples(index=False):
+            kept = kept if isinstance(kept, dict) else {}  # kept without labkit.Study
+            asked = wanted.get(subject(kept), kept | {key: getattr(self, key) for key in ("items", "seed") if key in kept})
+            if differ := [key for key in sorted({*asked, *kept}) if asked.get(key) != kept.get(key)]:
+                named = ", ".join("code of labkit" if key == "code" else key for key in differ)
+                received = f"{out}, where {run} was measured with other {named}"
+                remedy = "Give a new folder with --out."
+                raise LabkitError("a folder holds each run of a study once, and all runs of the same items", received, remedy)
+        said = json.dumps({"name": self.name, "question": self.question}) + "\n"
+        if not (place := store.path / "study.json").exists() or place.read_text(encoding="utf-8") != said:
+            store.put("study.json", said)
         return store, runs
 
     def run(self, out: Path | str, progress: bool = True) -> Store:
@@ -178,6 +191,8 @@ class Study:
         """Raise LabkitError for a model that is not there, is no causal decoder, or has another vocabulary than is asked."""
         from labkit.abilities import abilities, vocabulary
 
+        if "dtype" in self.loading:
+            check_dtype(self.loading["dtype"])
         own = {ability.name for ability in abilities()} & {ability.name for ability in self.suite()}
         compressed = {model: compression for model, compression in self.jobs() if compression is not None}
         students = [c.name for c in self.compressions if any("student" in dict(a) for v, a in c.steps if v in STUDENT_VERBS)]
@@ -213,13 +228,13 @@ class Study:
 
         return () if (self.prompts or self.benchmarks) and not self.abilities else abilities(*self.abilities)
 
-    def _config(self, model: str, compression: Compression | None) -> dict[str, Any]:
+    def _config(self, model: str, compression: Compression | None, weights: str) -> dict[str, Any]:
         """All that decides the rows of a run; its hash is the run's address."""
         from labkit.abilities import abilities
 
         return {
             "model": model,
-            "weights": weights_id(model),
+            "weights": weights,
             "compression": None if compression is None else {verb: dict(asked) for verb, asked in compression.steps},
             "calibration": None if compression is None else [CALIBRATION_SEQUENCES, self.seed],
             "abilities": [repr(ability) for ability in self.suite()],
@@ -272,8 +287,7 @@ class Study:
         from labkit.lineage import lineage
 
         name, compression = job
-        pair = next((pair for pair in self.pairs if pair.small == name), None)
-        rung, seed = _origin(pair.dense if pair else name)
+        under = condition(job, self.pairs)
         begun = time.monotonic()
         if name not in loaded:
             loaded.clear()
@@ -285,17 +299,14 @@ class Study:
         if compression is not None:
             calibration = self._corpus(name, self.seed).calibration(CALIBRATION_SEQUENCES)
             # Recovery sees rows of a stream of its own, and random masks differ between the seeds of a rung.
-            rows, stream = torch.from_numpy(calibration).to(model.device), self._corpus(name, RECOVERY_SEED + seed)
-            model = compression.apply(model, rows, stream, self.seed + seed, store.scratch(run))
+            rows, stream = torch.from_numpy(calibration).to(model.device), self._corpus(name, RECOVERY_SEED + under.seed)
+            model = compression.apply(model, rows, stream, self.seed + under.seed, store.scratch(run))
             made = lineage(model)
         rows = self._answers(model, name).assign(
             run=run,
             model=name,
-            rung=rung,
             params=non_embedding_params(model),
-            seed=seed,
-            compression=compression.name if compression else pair.how if pair else DENSE,
-            sparsity=0.0 if compression is None else compression.nominal_sparsity,
+            **under._asdict(),
         )
         device = torch.cuda.get_device_name() if model.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
         wall_s = round(time.monotonic() - begun, 3)
@@ -318,29 +329,3 @@ def _expand(table: Mapping[str, Any], where: str) -> list[Compression]:
     except (TypeError, ValueError, AttributeError) as error:
         rule = "arguments of a compression have the types that labkit's verb of that name takes"
         raise LabkitError(rule, table, f"{error}. Where: {where}.") from None
-
-
-def _subject(config: Mapping[str, Any]) -> str:
-    """What a run is about, however it is measured: the model and what was done to it."""
-    return json.dumps([config.get("model"), config.get("compression")], sort_keys=True)
-
-
-def _matching(patterns: list[str] | tuple[str, ...]) -> list[str]:
-    """Names of shipped models that fit a pattern, local folders and hub ids, each once, in the order of the patterns."""
-    records = manifest()["models"]
-    known = sorted(records, key=lambda name: (records[name]["params"], name))
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        fitting = [pattern] if Path(pattern).is_dir() else fnmatch.filter(known, pattern)
-        if not fitting and is_id(pattern):
-            fitting = [pattern]
-        if not fitting:
-            raise unknown("model name, pattern, local folder or hub id", pattern, known)
-        found.update(dict.fromkeys(fitting))
-    return list(found)
-
-
-def _origin(name: str) -> tuple[str, int]:
-    """(rung, seed) of a model by where it stands: …/<rung>/seed-<n>, or any other folder as its own rung with seed 0."""
-    match = re.search(r"([^/]+)/seed-(\d+)/?$", name)
-    return (match[1], int(match[2])) if match else (Path(name).name, 0)

@@ -17,11 +17,13 @@ MOST_COLUMNS = 8  # compressions side by side
 
 
 def table(*columns: str, **options: Any) -> Table:
-    """A plain, narrow table; a column whose name begins with > is aligned to the right."""
+    """A plain, narrow table; a column whose name begins with > holds numbers: aligned to the right, never cut."""
     narrow = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
     made = Table(**narrow, title_justify="left", caption_justify="left", **options)
     for name in columns:
-        made.add_column(Text(name.removeprefix(">")), justify="right" if name.startswith(">") else "left")
+        number = name.startswith(">")  # which never loses a digit, however narrow the terminal is
+        how = {"justify": "right", "no_wrap": True, "overflow": "ignore"} if number else {"overflow": "fold"}
+        made.add_column(Text(name.removeprefix(">")), **how)
     return made
 
 
@@ -68,7 +70,7 @@ def _condition(compression: str, sparsity: float) -> str:
 
 
 def _cell(row: Any) -> Text:
-    bounds = "" if row.low != row.low else f"\n{row.low:.2f}…{row.high:.2f}"  # NaN: there is no interval
+    bounds = "" if row.low != row.low else f"\n{row.low:.2f} to {row.high:.2f}"  # NaN: there is no interval
     return Text.assemble((row.verdict, COLOURS[row.verdict]), (bounds, "dim"))
 
 
@@ -99,8 +101,8 @@ def comparison_table(frame: pd.DataFrame, a: str, b: str) -> Table:
     )  # fmt: skip
     for row in frame.itertuples():
         made.add_row(
-            *((row.rung, Text(_condition(row.compression, row.sparsity))) if stored else ()), Text(row.ability),
-            row.metric, f"{row.n_items}" if one_seed else f"{row.n_seeds} x {row.n_items}", f"{row.a:.3f}",
+            *((Text(row.rung), Text(_condition(row.compression, row.sparsity))) if stored else ()), Text(row.ability),
+            Text(row.metric), f"{row.n_items}" if one_seed else f"{row.n_seeds} x {row.n_items}", f"{row.a:.3f}",
             f"{row.b:.3f}", *(f"{number:+.3f}" for number in (row.difference, row.low, row.high)),
             "yes" if row.beyond_noise else "no", style="bold" if row.beyond_noise else "",
         )  # fmt: skip

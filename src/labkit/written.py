@@ -14,7 +14,7 @@ from labkit.errors import LabkitError, unknown
 def read(path: Path, what: str) -> dict[str, Any]:
     """The tables of a file. Raises LabkitError for one that is not TOML, naming the place."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise LabkitError(f"{what} is a TOML file", f"{path}: {error}", "Mend it at the place named.") from None
 

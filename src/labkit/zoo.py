@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MANIFEST = "manifest.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+"""Files of which one at least stands beside the weights of a model of words."""
 
 
 def artifacts() -> Path:
@@ -33,13 +35,16 @@ def manifest(folder: Path | str | None = None) -> dict:
     """
     path = Path(folder or artifacts()) / MANIFEST
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or not {"files", "models"} <= set(found):
+            raise ValueError("it names no files and models")
+        return found
+    except (FileNotFoundError, NotADirectoryError):
         raise LabkitError(
             f"a folder of models holds a {MANIFEST}", str(path.parent), "Train one with `labkit ladder --out DIR`."
         ) from None
     except ValueError as error:
-        raise LabkitError(f"{MANIFEST} is JSON", f"{path}: {error}", "Restore the file.") from None
+        raise LabkitError(f"{MANIFEST} is JSON, of files and models", f"{path}: {error}", "Restore the file.") from None
 
 
 def zoo(folder: Path | str | None = None) -> pd.DataFrame:
@@ -111,7 +116,7 @@ def load(
         raise LabkitError("a revision is one of a hub model", f"{name}, revision={revision!r}", "Leave it out.")
     config = _check_config(name, where, trust_remote_code)
     if kind == "hub":
-        where = hub.folder(name, where.name)
+        where = hub.folder(hub.parse(name)[0], where.name)  # of this commit, whatever branch it was named by
     options: dict = {"dtype": _dtype(dtype), "device_map": device_map, "trust_remote_code": trust_remote_code}
     if config.get("attn_logit_softcapping") is not None:
         options["attn_implementation"] = "eager"
@@ -140,8 +145,7 @@ def tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase
 
     where, kind = _place(name, None)
     where = hub.folder(name, revision, weights=False) if kind == "hub" else where
-    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
-    if not any((where / file).is_file() for file in files):
+    if not any((where / file).is_file() for file in TOKENIZERS):
         raise LabkitError(
             "text needs the tokenizer of the model",
             f"{name}, which comes without one",
@@ -164,13 +168,15 @@ def model_config(name: str, revision: str | None = None) -> dict:
 
 
 def weights_id(name: str, revision: str | None = None) -> str:
-    """What a model's weights are, for ever: the checksum of its files, of all parts together, or of a hub model its commit."""
+    """What a model is, for ever: the checksum of its weights, of a folder those of its config, weights and tokenizer, of a
+    hub model its commit."""
     where, kind = _place(name, None)
     if kind == "shipped":
         return manifest()["files"][f"{name}/model.safetensors"]
     if kind == "hub":
         return f"commit {hub.commit(name, revision)}"
-    return "+".join(sha256(part) for part in sorted(where.glob("*.safetensors")))
+    tokenizers = [where / file for file in TOKENIZERS if (where / file).is_file()]
+    return "+".join(sha256(part) for part in (where / "config.json", *sorted(where.glob("*.safetensors")), *tokenizers))
 
 
 def _place(name: str, folder: Path | str | None) -> tuple[Path, str]:
@@ -203,6 +209,8 @@ def _check_config(name: str, where: Path, trusted: bool) -> dict:
 
     try:
         config = json.loads((where / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no settings")
     except FileNotFoundError:
         remedy = "Give the folder that save_pretrained wrote."
         raise LabkitError("the folder of a model holds a config.json", f"a folder without one: {name}", remedy) from None
@@ -228,6 +236,11 @@ def _check_config(name: str, where: Path, trusted: bool) -> dict:
 
 def _names(entry: str | tuple | list) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise the LabkitError that `load` would raise for this dtype."""
+    _dtype(dtype)
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -16,6 +16,7 @@ COLOURS = sns.color_palette("colorblind")
 MARKERS = "oD^svPX*"
 GREY = "0.35"
 STYLE = {**sns.axes_style("white"), "font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8}
+STYLE["text.parse_math"] = False  # names are text, whatever is in them
 
 
 def condition(compression: str, sparsity: float) -> str:
