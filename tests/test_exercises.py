@@ -19,7 +19,7 @@ def right(low, high, low90, high90):
 
 def test_the_notebooks_solution_is_accepted(capsys):
     check_decide(right)
-    assert capsys.readouterr().out.endswith("9 of 9 right. Well done.\n")
+    assert capsys.readouterr().out.endswith("11 of 11 right. Well done.\n")
 
 
 @pytest.mark.parametrize(

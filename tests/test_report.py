@@ -253,7 +253,7 @@ def test_a_sweep_is_drawn_against_sparsity_and_the_rest_beside_it():
     told = told.assign(sparsity=[0.3, 0.6, 0.5], retention=[0.9, 0.4, 0.6], low=0.3, high=0.95)
     html = report._retention(told, Rule())
     assert html.count("<img") == 2
-    assert "Retention against sparsity for 1 ability on rung 64x2" in html and "from 30% to 60%" in html
+    assert "Retention against sparsity for 1 ability on rung 64x2" in html and "0.90 at 30% to 0.40 at 60%" in html
     assert "Retention with 95 % intervals of 1 ability under 1 compression on 1 rung. wanda 2:4: 1 degraded" in html
 
 

@@ -121,7 +121,7 @@ def test_provenance_names_commit_config_and_checksum(tiny, tmp_path):
     assert len(traced) == 4
     for _, row in traced.iterrows():
         assert row["config"]["items"] == 20 and row["config"]["seed"] == 0
-        assert row["artifacts"] == {f"{row['config']['model']}/model.safetensors": row["config"]["weights"]}
+        assert row["artifacts"] == {row["config"]["model"]: row["config"]["weights"]}
         assert row["wall_s"] > 0 and row["versions"]["torch"]
 
 

@@ -206,7 +206,7 @@ def test_a_study_measures_hub_models_and_folders_as_it_does_its_own(tmp_path, mo
     assert rows.groupby("model")["compression"].nunique().tolist() == [4, 4, 4]
     ran = rows.drop_duplicates("run").set_index("run")
     for run, row in ran[ran["model"] == names[0]].iterrows():
-        assert of_run.loc[run, "artifacts"] == {f"{names[0]}/model.safetensors": f"commit {COMMIT}"}
+        assert of_run.loc[run, "artifacts"] == {names[0]: f"commit {COMMIT}"}
     dense_of_pair = ran[(ran["model"] == names[1]) & (ran["compression"] == "made smaller")]
     assert dense_of_pair["rung"].tolist() == [f"small@{COMMIT}"]
     verdicts = judge(rows[rows["model"] == names[2]])

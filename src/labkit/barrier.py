@@ -153,7 +153,7 @@ class PriceRow:
     price: str  # one of PRICES
 
 
-def prices(bought: pd.DataFrame, level: float = 0.9, min_seeds: int = 5) -> pd.DataFrame:
+def prices(bought: pd.DataFrame, *, level: float = 0.9, min_seeds: int = 5) -> pd.DataFrame:
     """Is an ability cheaper to copy than to learn? For every ability, size of student and thing seen of the teacher.
 
     - **undecided**: fewer than `min_seeds` seeds from scratch, or in every way of seeing it; FLOPs that nobody counted;
@@ -171,8 +171,10 @@ def prices(bought: pd.DataFrame, level: float = 0.9, min_seeds: int = 5) -> pd.D
 
     Returns
     -------
-    Frame with the columns of `PriceRow`.
+    Frame with the columns of `PriceRow`. Raises LabkitError for a level outside (0, 1).
     """
+    if not 0 < level < 1:
+        raise LabkitError("level lies in (0, 1)", level, "Give that of `barrier`, e.g. 0.9.")
     told = []
     for (rung, size, ability), group in bought.groupby(["rung", "size", "ability"], sort=False):
         alone, taught = (group[(group["seen"] == "nothing") == own] for own in (True, False))

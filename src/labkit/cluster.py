@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from labkit.errors import Failure, LabkitError
 from labkit.store import Store
-from labkit.study import Job, Study
+from labkit.study import Study
+from labkit.subjects import Job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

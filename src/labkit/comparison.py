@@ -81,8 +81,9 @@ def has_more(
     """Has the second side more of each ability than the first? `compare`, in the metric that an ability is judged by.
 
     **neither**: on both sides the mean score is less than ``gate`` of the way from chance to perfect, so that there is
-    nothing to have more of; **as much**: the 95 % interval of the difference lies within ± `margin`; **more**, **less**: it does not, and excludes
-    0 (in nats, less is more); **undecided**: all else, and fewer than `min_seeds` training seeds.
+    nothing to have more of; **as much**: the 95 % interval of the difference lies within ± `margin`; **more**, **less**:
+    it does not, and excludes 0 (in nats, less is more); **undecided**: all else, and fewer than `min_seeds` training
+    seeds.
 
     Parameters
     ----------
@@ -154,7 +155,9 @@ def _shared(*sides: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _scores(rows: pd.DataFrame, side: str) -> pd.DataFrame:
     """Value and chance, by ability, metric, seed and item."""
-    need(rows, (*_KEYS, "value"))
+    need(rows, ("ability", "metric", "value"))
+    if "item" not in rows:  # which may be a name
+        raise LabkitError("rows have the columns of ItemRow", "rows without item", "Add them.")
     if rows.empty:
         raise LabkitError("a comparison needs rows on both sides", f"{side} without rows", "Evaluate it first.")
     seed = rows["seed"] if "seed" in rows else np.zeros(len(rows), int)

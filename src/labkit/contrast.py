@@ -83,7 +83,7 @@ class EffectiveScale:
     low: float
     high: float
     share: float  # effective / params
-    bounded: str  # "" or "at most" / "at least": even the smallest / largest rung is better / worse
+    bounded: str  # "" or "at most" / "at least": even the smallest / largest rung is as able or better / worse
     n_seeds: int  # compressed seeds
     reason: str  # why there is no size or no interval, in words
 
@@ -103,7 +103,7 @@ class SeedQuestion:
     high: float
     nats: float  # language-model loss of the compressed models, nats per token
     matched_params: float  # size at which dense models have this loss
-    matched_bounded: str  # as EffectiveScale.bounded; then no dense model has this loss, and the end is shown
+    matched_bounded: str  # "" or "at most" / "at least": beyond the ends of the ladder; then no dense model has this loss, and the end is shown
     matched_contrast: float  # the same contrast for dense models of that size, with its 95 % interval
     matched_low: float
     matched_high: float
@@ -169,7 +169,8 @@ def effective_scale(dense: pd.DataFrame, compressed: pd.DataFrame, rule: Rule = 
     Raises
     ------
     LabkitError
-        As `labkit.scores.scores`; fewer than two dense rungs; a compressed model without its dense parent.
+        As `labkit.scores.scores`; fewer than two dense rungs; a compressed model without its dense parent, or that
+        scored other items.
     """
     means = paired_scores(dense, compressed)
     first = primary(means)
@@ -191,7 +192,8 @@ def seed_question(rows: pd.DataFrame, outcomes: pd.DataFrame, rule: Rule = Rule(
     language-model loss, with the same parents. Intervals are estimate ± t(seeds − 1)·standard error of the bootstrap
     over seeds·√(n/(n − 1)): with few seeds plain percentiles are too narrow.
 
-    Abilities that fewer than `min_seeds` of the parents have are left aside, and named in ``reason``.
+    Abilities that fewer than `min_seeds` of the parents have (of fewer parents: not all) are left aside, and named in
+    ``reason``.
 
     - undecided: fewer than `min_seeds` seeds, or no ability of one of the two kinds that as many parents have;
     - emergence lost: the contrast's lower bound exceeds `margin`;
@@ -335,7 +337,7 @@ def _answer(contrast: tuple, emergent: tuple, kinds: dict, n_seeds: int, rule: R
     estimate, low, high = contrast
     if np.isnan(estimate):
         without = "emergent" if np.isnan(emergent[0]) else "always-there"
-        return "undecided", f"the dense parents have no {without} ability"
+        return "undecided", f"the dense parents have no {without} ability, or too few of them have it"
     if n_seeds < rule.min_seeds or np.isnan(low):
         return "undecided", f"{n_seeds} of the {rule.min_seeds} seeds the rule asks for"
     span = f"95 % interval {low:.2f} to {high:.2f}"

@@ -277,7 +277,7 @@ def check_share(function: Callable) -> None:
         "worse than chance": ((0.1, 0.2, 1.0), -0.125),
         "nats, where the best score is 0": ((0.5, 2.0, 0.0), 0.75),
     }
-    check(function, cases, lambda got, expected: isinstance(got, (int, float)) and np.isclose(got, expected))
+    check(function, cases, lambda got, expected: isinstance(got, (int, float, np.number)) and np.isclose(got, expected))
 
 
 def check_magnitude_mask(function: Callable) -> None:
@@ -293,7 +293,7 @@ def check_magnitude_mask(function: Callable) -> None:
         "the signs do not matter": ([[-4.0, 1.0], [2.0, -3.0]], 0.5),
         "the whole matrix is one group, not each row": ([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], 0.5),
         "nothing goes at sparsity 0": ([[1.0, -2.0], [0.5, 3.0]], 0.0),
-        "a part of a weight stays: 5 weights at 0.5 lose 2": ([[5.0, -1.0, 4.0, 2.0, 3.0]], 0.5),
+        "a part of a weight stays: 7 weights at 0.5 lose 3": ([[5.0, -1.0, 4.0, 2.0, 3.0, 7.0, 6.0]], 0.5),
         "of equals the first goes first": ([[1.0, 1.0], [-1.0, 1.0]], 0.25),
     }
     cases = {}
@@ -337,10 +337,11 @@ def check_looked_at(function: Callable) -> None:
         "the last time, not the first": ("abcabdab", 6),
         "a token that is new": ("cats", 3),
         "twice in a row: what followed is the place itself": ("caa", 2),
+        "three times in a row": ("caaa", 3),
         "the first place": ("c", 0),
     }
     cases = {}
     for name, (text, t) in texts.items():
         target, exists = targets(torch.tensor([list(map(ord, text))]), "induction")
         cases[name] = (list(text), t), int(target[0, t]) if exists[0, t] else None
-    check(function, cases, lambda got, expected: got == expected and isinstance(got, type(expected)))
+    check(function, cases, lambda got, expected: got is None if expected is None else got is not None and got == expected)

@@ -13,7 +13,8 @@ from labkit.errors import LabkitError
 from labkit.flops import TRAINING_PASSES, forward_flops_per_token
 from labkit.records import DENSE
 from labkit.store import Store
-from labkit.study import CALIBRATION_SEQUENCES, Job, Study
+from labkit.study import CALIBRATION_SEQUENCES, Study
+from labkit.subjects import Job, check_distinct
 from labkit.zoo import model_config
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def foretell(study: Study, out: Path | str | None = None) -> list[Line]:
     shapes: dict[str, PreTrainedModel] = {}
     rates: dict[str, float] = {}
     found: dict[tuple[str, str], Line] = {}
+    check_distinct(study.jobs(), study.pairs)
     for name, (config, (model, compression)) in study.runs().items():
         dense = shapes.setdefault(model, _shape(model_config(model)))
         key = (repr(sorted(dense.config.to_dict().items(), key=str)), compression.name + str(compression) if compression else DENSE)

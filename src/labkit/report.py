@@ -338,7 +338,8 @@ def _figure(draw: Callable[[int], Figure], columns: tuple[int, int], alt: str, c
 
 def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    # Tight: a legend may be wider than the axes it stands above.
+    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white", metadata={"Software": None})
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -30,10 +30,10 @@ def need(rows: pd.DataFrame, names: Iterable[str]) -> None:
     if missing:
         raise LabkitError("rows have the columns of ItemRow", f"rows without {', '.join(missing)}", "Add them.")
     for name in (name for name in _NUMBERS if name in names and len(rows)):
-        if not pd.api.types.is_numeric_dtype(rows[name]):
-            numbers = pd.to_numeric(rows[name].astype(object), errors="coerce")
-            first = rows[name][numbers.isna().to_numpy()] if numbers.isna().any() else rows[name]
-            raise LabkitError(f"the column {name} holds numbers", first.iloc[0], "Convert it with pandas.to_numeric.")
+        if not pd.api.types.is_numeric_dtype(rows[name]):  # numbers among objects or categories will do, text will not
+            text = rows[name].map(lambda value: isinstance(value, str)).to_numpy(bool)
+            if text.any():
+                raise LabkitError(f"the column {name} holds numbers", rows[name][text].iloc[0], "Convert it with pandas.to_numeric.")
 
 
 def judged(rows: pd.DataFrame) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def same_items(means: pd.DataFrame) -> None:
     differ = both[both["items"] != both["items_dense"]]
     if len(differ):
         received = ", ".join(f"{key} {differ[key].iloc[0]}" for key in _KEYS)
-        remedy = "Score all of them with one n and seed, or take labkit.pairing.pooled."
+        remedy = "Score all with one n and seed, or pool the frames of their studies (labkit.pairing.pooled)."
         raise LabkitError("compressed and dense models score the same items", received, remedy)
 
 

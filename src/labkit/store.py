@@ -147,7 +147,7 @@ class Store:
 
         Parameters
         ----------
-        run : name of the run, see `run_id`.
+        run : name of the run, see `labkit.addresses.run_id`.
         rows : the columns of `ItemRow`; ``run`` holds `run` throughout.
         provenance : JSON values, see `provenance`.
 
@@ -228,7 +228,7 @@ class Store:
         condition = f"WHERE {where}" if where else ""
         query = f"SELECT {', '.join(columns(ItemRow))} FROM rows {condition} ORDER BY ALL"
         # By way of Arrow: several times faster than DuckDB's own frames, in half of the memory.
-        return self._ask(query, lambda asked: asked.sql(query).to_arrow_table().to_pandas(split_blocks=True, self_destruct=True))
+        return self._ask(query, lambda asked: asked.sql(query).to_arrow_table().to_pandas(self_destruct=True))
 
     def sql(self, query: str) -> pd.DataFrame:
         """The answer of DuckDB to a query over the view ``rows``."""
@@ -269,7 +269,7 @@ class Store:
 
     def _part(self, run: str) -> Path | Remote:
         if not re.fullmatch(r"[\w-]+", run):
-            raise LabkitError("a run is named by letters, digits, - and _", run, "Name it with run_id(config).")
+            raise LabkitError("a run is named by letters, digits, - and _", run, "Name it with labkit.addresses.run_id(config).")
         return self.path / "rows" / f"{run}.parquet"
 
 
@@ -303,7 +303,7 @@ def _footer(part: Path | Remote) -> dict[str, Any]:
 def _whole(part: object) -> Iterator[None]:
     try:
         yield
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeEncodeError) as error:
         if isinstance(error, OSError) and error.errno is None:  # Arrow's word for a damaged file
             raise LabkitError(*_damaged(part, error)) from error
         remedy = f"Look at its permissions, at the drive and at the encoding of names; it is as it was. ({error})"

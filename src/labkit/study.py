@@ -149,17 +149,17 @@ class Study:
         self._check_models()  # what cannot be measured is said before anything is
         check_distinct(self.jobs(), self.pairs)
         runs, store = self.runs(), Store(out, create=True)
-        wanted = {subject(config): json.loads(json.dumps(config)) for config, _ in runs.values()}  # as it would be kept
+        wanted = {subject(config): config for config, _ in runs.values()}
         for run, kept in store.provenance()[["run", "config"]].itertuples(index=False):
             kept = kept if isinstance(kept, dict) else {}  # kept without labkit.Study
             asked = wanted.get(subject(kept), kept | {key: getattr(self, key) for key in ("items", "seed") if key in kept})
             if differ := [key for key in sorted({*asked, *kept}) if asked.get(key) != kept.get(key)]:
-                named = ", ".join("code of labkit" if key == "code" else key for key in differ)
+                named = ", ".join({"code": "code of labkit", "weights": "weights, config or tokenizer"}.get(key, key) for key in differ)
                 received = f"{out}, where {run} was measured with other {named}"
                 remedy = "Give a new folder with --out."
                 raise LabkitError("a folder holds each run of a study once, and all runs of the same items", received, remedy)
         said = json.dumps({"name": self.name, "question": self.question}) + "\n"
-        if not (place := store.path / "study.json").exists() or place.read_text(encoding="utf-8") != said:
+        if not (place := store.path / "study.json").exists() or place.read_bytes() != said.encode():
             store.put("study.json", said)
         return store, runs
 
@@ -232,10 +232,12 @@ class Study:
         """All that decides the rows of a run; its hash is the run's address."""
         from labkit.abilities import abilities
 
+        small = any(pair.small == model for pair in self.pairs)
         return {
             "model": model,
             "weights": weights,
             "compression": None if compression is None else {verb: dict(asked) for verb, asked in compression.steps},
+            **({"done before": condition((model, None), self.pairs).compression} if compression and small else {}),
             "calibration": None if compression is None else [CALIBRATION_SEQUENCES, self.seed],
             "abilities": [repr(ability) for ability in self.suite()],
             "metrics": list(self.metrics),
@@ -310,7 +312,7 @@ class Study:
         )
         device = torch.cuda.get_device_name() if model.device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
         wall_s = round(time.monotonic() - begun, 3)
-        source = provenance(config, {f"{name}/model.safetensors": config["weights"]}, wall_s, device)
+        source = provenance(config, {name: config["weights"]}, wall_s, device)
         store.write(run, rows, {**source, "lineage": made})
         shutil.rmtree(store.scratch(run), ignore_errors=True)
 

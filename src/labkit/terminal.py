@@ -17,12 +17,13 @@ MOST_COLUMNS = 8  # compressions side by side
 
 
 def table(*columns: str, **options: Any) -> Table:
-    """A plain, narrow table; a column whose name begins with > holds numbers: aligned to the right, never cut."""
+    """A plain, narrow table; a column whose name begins with > holds numbers: aligned to the right, and whole at 80."""
     narrow = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
     made = Table(**narrow, title_justify="left", caption_justify="left", **options)
     for name in columns:
-        number = name.startswith(">")  # which never loses a digit, however narrow the terminal is
-        how = {"justify": "right", "no_wrap": True, "overflow": "ignore"} if number else {"overflow": "fold"}
+        # What has to give in a narrow terminal is a label, which goes on in the next line, and never a digit.
+        number = {"justify": "right", "no_wrap": True, "overflow": "crop"}
+        how = number if name.startswith(">") else {"overflow": "fold", "min_width": 4}
         made.add_column(Text(name.removeprefix(">")), **how)
     return made
 

@@ -175,6 +175,7 @@ def weights_id(name: str, revision: str | None = None) -> str:
         return manifest()["files"][f"{name}/model.safetensors"]
     if kind == "hub":
         return f"commit {hub.commit(name, revision)}"
+    _check_config(name, where, trusted=True)
     tokenizers = [where / file for file in TOKENIZERS if (where / file).is_file()]
     return "+".join(sha256(part) for part in (where / "config.json", *sorted(where.glob("*.safetensors")), *tokenizers))
 

@@ -160,6 +160,6 @@ def test_what_cannot_be_done_is_refused(model, reference):
         ablate(model, SUITE)
     with pytest.raises(LabkitError, match=r"a known part of this model is needed; got 'mlp 2'"):
         ablate(model, SUITE, reference, [Part("mlp", 2)])
-    rule = r"same layers, heads, head size, width and device, here \(2, 2, 16, 32, 'cpu'\); got \(1, 1, 16, 16, 'cpu'\)"
+    rule = r"same architecture, layers, heads, head size, width and device, here \('llama', 2, .*got \('llama', 1, 1, 16, 16, 'cpu'\)"
     with pytest.raises(LabkitError, match=rule):
         patch(model, Rung(16, 1).build(), SUITE)

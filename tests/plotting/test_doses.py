@@ -56,8 +56,8 @@ def test_the_level_is_a_line_and_every_dose_a_tick(verdicts):
 
 def test_the_sentence_says_what_is_drawn(verdicts):
     said = plotting.sweep_alt(verdicts)
-    assert "2 abilities on rung 64x2" in said and "from 20% to 80% sparsity" in said
-    assert "recall: random 0.90 to 0.60, wanda 1.00 to 0.70" in said and "guard" not in said
+    assert "2 abilities on rung 64x2" in said
+    assert "recall: random 0.90 at 20% to 0.60 at 80%, wanda 1.00 at 20% to 0.70 at 80%" in said and "guard" not in said
 
 
 def test_one_rung_and_two_doses_are_needed(verdicts):

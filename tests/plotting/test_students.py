@@ -82,7 +82,7 @@ def test_many_ways_are_drawn_near_their_dose_and_every_dose_is_on_the_axis(inher
 def test_the_sentence_says_what_is_drawn(inherited):
     said = plotting.students_alt(inherited)
     assert "2 abilities in students 64x2 of teachers 96x3" in said and "from 3 M to 12 M tokens" in said
-    assert "recall: scratch 0.25 to 1.00, forward-kl 0.10 to 0.40, sequence 0.20 to 0.80, forward-kl from drop-layers 1 1.20" in said
+    assert "recall: scratch 0.25 at 3 M to 1.00 at 12 M, forward-kl 0.10 at 3 M to 0.40 at 12 M," in said and "forward-kl from drop-layers 1 1.20 at " in said
     assert "chain-2" not in said
     dear = inherited.assign(flops=inherited["flops"] * 1e6)
     assert "from 3 T to 24 T flops" in plotting.students_alt(dear, "flops")

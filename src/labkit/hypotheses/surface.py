@@ -20,10 +20,12 @@ def _profiles(evidence: Evidence, kept: pd.DataFrame) -> Finding:
     """
     nats, gains = (_by_model(rows, value) for rows, value in ((kept[kept["metric"] == NLL_NATS], "value"), (primary(kept), "gain")))
     pairs = []
-    for c in (c for c in nats if damage(c[1]) and "random" not in c[1]):
-        for d in (d for d in nats if d[1] == DENSE and d[0] != c[0]):
+    known = [key for key in nats if key in gains]
+    for c in (c for c in known if damage(c[1]) and "random" not in c[1]):
+        for d in (d for d in known if d[1] == DENSE and d[0] != c[0]):
             shared = nats[c].columns.intersection(nats[d].columns)
-            if min(len(nats[c]), len(nats[d])) >= 3 and len(shared):
+            both = gains[c].columns.intersection(gains[d].columns)
+            if min(len(nats[c]), len(nats[d])) >= 3 and len(shared) and len(both):
                 apart = abs(nats[c][shared].to_numpy().mean() - nats[d][shared].to_numpy().mean())
                 pairs.append((apart, c, d))
     apart, compressed, dense = min(pairs, default=(np.inf, None, None))

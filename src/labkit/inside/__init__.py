@@ -126,8 +126,10 @@ def patch(
     Source: Zhang & Nanda 2023, arXiv 2309.16042 (there: denoising).
     """
     if (wanted := _shape(model)) != (received := _shape(donor)):
-        rule = f"model and donor have the same layers, heads, head size, width and device, here {wanted}"
+        rule = f"model and donor have the same architecture, layers, heads, head size, width and device, here {wanted}"
         raise LabkitError(rule, received, "Patch between a model and a pruned copy of it.")
+    if donor is model:
+        raise LabkitError("a donor is another model", "the model itself", "Give a copy of it, e.g. the unpruned one.")
     groups, here = sites.chosen(model, parts), threading.local()  # `evaluate` scores batches in threads side by side
 
     def take(site: Site, written: Tensor) -> None:
@@ -175,6 +177,6 @@ def _labelled(name: str, group: Sequence[Part], rows: pd.DataFrame) -> pd.DataFr
     return rows
 
 
-def _shape(model: PreTrainedModel) -> tuple[int, int, int, int, str]:
+def _shape(model: PreTrainedModel) -> tuple[str, int, int, int, int, str]:
     sizes = anatomy.sizes_of(model)
-    return sizes.layers, sizes.heads, sizes.head_size, sizes.width, str(model.device)
+    return model.config.model_type, sizes.layers, sizes.heads, sizes.head_size, sizes.width, str(model.device)

@@ -53,7 +53,7 @@ def effects(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         columns |= dict(zip(("share", "share_low", "share_high"), share, strict=True))
         known = {"part": list(values), "ability": ability, "metric": metric, "value": value.mean(axis=(1, 2))}
         found.append(pd.DataFrame({**known, **columns, **_sizes(value)}))
-    places = rows.groupby("part", sort=False)[["layer", "head"]].agg(lambda x: x.iloc[0] if x.nunique() == 1 else pd.NA)
+    places = rows.groupby("part", sort=False)[["layer", "head"]].agg(lambda x: x.iloc[0] if x.nunique(dropna=False) == 1 else pd.NA)
     return places.astype("Int64").reset_index().merge(pd.concat(found), on="part")
 
 
@@ -122,9 +122,10 @@ def looks(rows: pd.DataFrame, before: pd.DataFrame | None = None, level: float =
         middle, low, high = _means(value, level, 0.0)
         columns = {"value": middle, "low": np.maximum(low, 0), "high": np.minimum(high, 1)}
         if before is not None:
-            others = _tables(before[before["score"] == score], score)
-            if others.keys() != values.keys() or next(iter(others.values())).shape != value.shape[1:]:
-                received = f"{score}: {_spoken(values)} and {_spoken(others)}"
+            earlier = before[before["score"] == score]
+            others = _tables(earlier, score) if len(earlier) else {}
+            if others.keys() != values.keys() or _cells(earlier) != _cells(group):
+                received = f"{score}: {_spoken(values)} and {_spoken(others) if others else 'none'}, or other ones"
                 rule = "scores are compared on the same heads, seeds and sequences"
                 raise LabkitError(rule, received, "Score both models on the same tokens.")
             change = _means(value - np.stack([others[part] for part in values]), level, 0.0)
@@ -157,6 +158,11 @@ def _tables(rows: pd.DataFrame, what: str, column: str = "value") -> dict[str, n
         raise LabkitError(rule, received, "Use the same parts, n and seed for all, and tell models apart by seed.")
     wide = cells.unstack(["seed", "item"]).sort_index(axis=1).astype(float)
     return {part: wide.loc[part].to_numpy().reshape(seeds, items) for part in rows["part"].unique()}
+
+
+def _cells(rows: pd.DataFrame) -> set[tuple[int, int]]:
+    """(seed, item) of all rows."""
+    return set(zip(rows["seed"] if "seed" in rows else np.zeros(len(rows), int), rows["item"], strict=True))
 
 
 def _spoken(tables: dict[str, np.ndarray]) -> str:

@@ -21,11 +21,15 @@ SCORES = ("previous token", *OFFSETS)
 
 @torch.no_grad()
 def attention(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """(layers, heads, sequences, time, time) float32 on the CPU: how much each place attends to each; rows sum to 1.
+    """(layers, heads, sequences, time, time) float32 on the CPU: how much each place attends to each.
 
-    ``tokens`` (sequences, time) int64. Meanwhile the model computes its attention in the plain way ("eager"), for
-    faster kernels do not tell; afterwards it is as it was. Raises LabkitError for a model that cannot.
+    Rows sum to 1, or to less where a head has a sink of its own, as in gpt-oss. ``tokens`` (sequences, time) int64.
+    Meanwhile the model computes its attention in the plain way ("eager"), for faster kernels do not tell; afterwards it
+    is as it was. Raises LabkitError for a model that cannot, or has layers without attention.
     """
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2:
+        received = f"{type(tokens).__name__} {tuple(getattr(tokens, 'shape', ()))}"
+        raise LabkitError("tokens are a tensor (sequences, time)", received, "Give e.g. tokens[None].")
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -34,11 +38,13 @@ def attention(model: PreTrainedModel, tokens: Tensor) -> Tensor:
             received = f"{type(model).__name__} with {model.config._attn_implementation!r}, which cannot be changed"
             raise LabkitError(rule, received, "Load it with attn_implementation='eager'.")
         with evaluating(model):
-            found = model(input_ids=tokens.to(model.device), use_cache=False, output_attentions=True).attentions
+            given = model(input_ids=tokens.to(model.device), use_cache=False, output_attentions=True)
+            found = getattr(given, "attentions", None)
     finally:
         model.set_attn_implementation(before)
-    if not found or any(layer is None for layer in found):
-        remedy = "Use one of transformers' decoders with softmax attention."
+    layers = model.config.get_text_config().num_hidden_layers  # of which some may be of another kind
+    if not found or any(layer is None for layer in found) or len(found) != layers:
+        remedy = "Use one of transformers' decoders with softmax attention in every layer."
         raise LabkitError("attention is read from a model that gives it", type(model).__name__, remedy)
     return torch.stack([layer.float().cpu() for layer in found]).swapaxes(1, 2)  # theirs: sequences, then heads
 
@@ -73,8 +79,8 @@ def head_scores(
     Source: induction is the prefix matching of Olsson et al. 2022, arXiv 2209.11895, with the last repetition as
     target; duplicate token heads: Wang et al. 2022, arXiv 2211.00593.
     """
-    tokens = torch.as_tensor(tokens)
-    places = torch.ones_like(tokens, dtype=torch.bool) if places is None else torch.as_tensor(places)
+    tokens = torch.as_tensor(tokens).cpu()
+    places = torch.ones_like(tokens, dtype=torch.bool) if places is None else torch.as_tensor(places).cpu()
     if tokens.dtype != torch.int64 or tokens.ndim != 2 or places.shape != tokens.shape:
         received = f"{tokens.dtype} {tuple(tokens.shape)}, places {tuple(places.shape)}"
         raise LabkitError(
@@ -96,6 +102,8 @@ def head_scores(
                 of_head = {"part": Part("head", layer, head).name, "layer": layer, "head": head, "score": score}
                 frames.append(frame.assign(**of_head))
         first += len(batch)
+    if not frames or all(frame.empty for frame in frames):
+        raise LabkitError("places asked have something before them to look at", "none that has", "Give longer texts.")
     return pd.concat(frames, ignore_index=True)[["part", "layer", "head", "score", "item", "value", "even"]]
 
 

@@ -68,7 +68,11 @@ def parts(model: PreTrainedModel, *kinds: str) -> tuple[Part, ...]:
 def chosen(model: PreTrainedModel, asked: Parts | None) -> dict[str, tuple[Part, ...]]:
     """Name -> parts. Raises LabkitError for a part that the model lacks, or a name without any."""
     known = {part.name: part for part in parts(model)}
+    if isinstance(asked, str | Part) or asked is not None and not len(asked):
+        raise LabkitError("parts are a list of at least one", asked, "Take them from labkit.inside.parts.")
     if not isinstance(asked, Mapping):
+        if strings := [each for each in asked or () if not isinstance(each, Part)]:
+            raise LabkitError("parts are those of labkit.inside.parts", strings[0], 'Give e.g. [Part("mlp", 0)].')
         asked = {part.name: (part,) for part in (known.values() if asked is None else asked)}
     for name, group in asked.items():
         if not group:
@@ -80,23 +84,27 @@ def chosen(model: PreTrainedModel, asked: Parts | None) -> dict[str, tuple[Part,
 
 
 def sites(model: PreTrainedModel, group: Iterable[Part]) -> list[Site]:
-    """Where these parts write, each site once."""
+    """Where these parts write, each site once. Where what a part gives passes a norm of its own, it is the norm's."""
     sizes = anatomy.sizes_of(model)
+    prefix, _ = blocks.decoder_blocks(model)
     out, down = (
         {layer: name for name, layer in anatomy.modules_of(model, (anatomy.hidden, axis)).items()}
         for axis in (anatomy.queries, anatomy.neurons)
     )
     if sizes.experts > 1:  # their down projections are no module: what all of them return together
-        prefix, _ = blocks.decoder_blocks(model)
         down = {layer: f"{prefix}.{layer}.mlp.experts" for layer in range(sizes.layers)}
+    attended, fed = out, down
+    if "post_feedforward_layernorm" in anatomy.family_of(model.config).block:  # Gemma 2, OLMo 2
+        attended = {layer: f"{prefix}.{layer}.post_attention_layernorm" for layer in range(sizes.layers)}
+        fed = {layer: f"{prefix}.{layer}.post_feedforward_layernorm" for layer in range(sizes.layers)}
     found = []
     for part in group:
         if part.kind == "head":
             found.append(Site(out[part.layer], (part.head * sizes.head_size, (part.head + 1) * sizes.head_size)))
         if part.kind in ("attention", "layer"):
-            found.append(Site(out[part.layer]))
+            found.append(Site(attended[part.layer]))
         if part.kind in ("mlp", "layer"):
-            found.append(Site(down[part.layer]))
+            found.append(Site(fed[part.layer]))
     return list(dict.fromkeys(found))
 
 
@@ -135,9 +143,10 @@ def _on_output(site: Site, see: See, module: nn.Module, args: tuple, output: Ten
 @contextlib.contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Without dropout meanwhile."""
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from labkit.errors import LabkitError
-from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, counted, draw_retentions, finished, hollow, panel_grid
+from labkit.plotting.style import COLOURS, GREY, STYLE, counted, draw_retentions, finished, hollow, look, panel_grid
 
 _FRAME = (-0.35, 1.35)  # retention shown; what lies beyond is an arrowhead at the edge
 
@@ -61,8 +61,8 @@ def sweep(
         figure.supxlabel(across, fontsize=9)
         figure.supylabel("retention (0 = chance, 1 = dense)", fontsize=9)
         key = [
-            Line2D([], [], color=COLOURS[i], marker=MARKERS[i], markersize=4.5, label=name)
-            for i, name in enumerate(names)
+            Line2D([], [], color=colour, marker=marker, linestyle=dash, markersize=4.5, label=name)
+            for name, (colour, marker, dash) in zip(names, map(look, range(len(names))), strict=True)
         ]
         key += [
             hollow(),
@@ -82,20 +82,22 @@ def sweep_alt(verdicts: pd.DataFrame) -> str:
         lines = []
         for name, line in panel.groupby("compression", sort=False, observed=True):
             first, last = (line.sort_values("sparsity").iloc[place] for place in (0, -1))
-            lines.append(f"{name} {first['retention']:.2f} to {last['retention']:.2f}")
+            ends = [f"{end['retention']:z.2f} at {end['sparsity']:.0%}" for end in (first, last)]
+            lines.append(f"{name} {' to '.join(ends)}")
         told.append(f"{ability}: {', '.join(lines)}")
-    low, high = doses["sparsity"].min(), doses["sparsity"].max()
     return (
         f"Retention against sparsity for {counted(len(told), 'ability', 'abilities')} on rung {doses['rung'].iloc[0]}, "
-        f"with 95 % intervals, from {low:.0%} to {high:.0%} sparsity. {'; '.join(told)}."
+        f"with 95 % intervals, at the least and the highest sparsity. {'; '.join(told)}."
     )
 
 
 def swept(verdicts: pd.DataFrame) -> pd.Series:
-    """Which verdicts are of a compression measured at two or more sparsities; patterns have one. Bool, by row."""
+    """Which verdicts are of a compression with a retention at two or more sparsities of its rung; patterns have one.
+    Bool, by row."""
     plain = ~verdicts["compression"].str.contains(":")
-    several = verdicts.groupby("compression", observed=True)["sparsity"].nunique()
-    return plain & verdicts["compression"].isin(several.index[several > 1])
+    drawn = verdicts["sparsity"].where(verdicts["retention"].notna())
+    several = drawn.groupby([verdicts["rung"], verdicts["compression"]], observed=True).transform("nunique")
+    return plain & (several > 1)
 
 
 def _doses(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -112,4 +114,4 @@ def _doses(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def _draw(axes: Axes, line: pd.DataFrame, number: int, of: int) -> None:
     x = line["sparsity"] + 0.012 * (number - (of - 1) / 2)  # side by side, so that bars can be told apart
-    draw_retentions(axes, x, line, line["verdict"] == "undecided", _FRAME, (COLOURS[number], MARKERS[number], "-"))
+    draw_retentions(axes, x, line, line["verdict"] == "undecided", _FRAME, look(number))

@@ -14,6 +14,7 @@ from labkit.errors import LabkitError, unknown
 from labkit.plotting.style import COLOURS, GREY, MARKERS, STYLE, counted, finished, mark, panel_grid
 
 _COLUMNS = {"change": "change of the score", "share": "share of the ability"}
+_ENDS = {"change": "Largest", "share": "Least and largest"}
 
 
 def patterns(pictures: Mapping[str, np.ndarray], tokens: Sequence[str]) -> Figure:
@@ -83,7 +84,7 @@ def parts(effects: pd.DataFrame, column: str = "change") -> Figure:
         for (y, x), number in np.ndenumerate(value.to_numpy()):
             told = low.iat[y, x] > 0 or high.iat[y, x] < 0
             axes.text(x, y, "…" if np.isnan(number) else f"{round(number, 2) + 0.0:.2f}", ha="center", va="center",
-                      fontsize=7.5, color="white" if abs(number) > 0.6 else "black",
+                      fontsize=7.5, color="white" if (abs(number) if column == "change" else number) > 0.6 else "black",
                       fontweight="bold" if told else "normal")  # fmt: skip
         for y, (above, below) in enumerate(zip(layers, layers[1:], strict=False)):
             if pd.isna(above) != pd.isna(below) or (pd.notna(above) and above != below):
@@ -96,16 +97,20 @@ def parts(effects: pd.DataFrame, column: str = "change") -> Figure:
 
 
 def parts_alt(effects: pd.DataFrame, column: str = "change") -> str:
-    """The figure of `parts` in words: for every ability the part with the largest effect."""
+    """The figure of `parts` in words: for every ability the largest change; of shares the least and the largest."""
     value, low, high = _tables(effects, column)
     told = []
-    for ability in value.columns[value.notna().any()]:
-        part = value[ability].abs().idxmax()
-        bounds = f"{low.at[part, ability]:.2f} to {high.at[part, ability]:.2f}"
-        told.append(f"{ability}: {part} {value.at[part, ability]:.2f} ({bounds})")
+    for ability in value.columns:
+        known = value[ability].dropna()
+        if known.empty:
+            told.append(f"{ability}: none")
+            continue
+        ends = [known.abs().idxmax()] if column == "change" else dict.fromkeys([known.idxmin(), known.idxmax()])
+        said = [f"{part} {known[part]:z.2f} ({low.at[part, ability]:z.2f} to {high.at[part, ability]:z.2f})" for part in ends]
+        told.append(f"{ability}: {', '.join(said)}")
     return (
         f"Heat map of the {_COLUMNS[column]} for {counted(len(value), 'part')} and "
-        f"{counted(value.shape[1], 'ability', 'abilities')}. Largest, with 95 % interval: {'; '.join(told)}."
+        f"{counted(value.shape[1], 'ability', 'abilities')}. {_ENDS[column]}, with 95 % interval: {'; '.join(told)}."
     )
 
 

@@ -15,10 +15,13 @@ from labkit import curves
 from labkit.curves import rivals
 from labkit.errors import LabkitError
 from labkit.plotting.style import COLOURS, GREY, STYLE, counted, finished, panel_grid
-from labkit.records import BRIER, DENSE, EXACT_MATCH, NLL_NATS, TOKEN_ACCURACY
+from labkit.records import BRIER, CHOICE_ACCURACY, DENSE, EXACT_MATCH, NLL_NATS, TOKEN_ACCURACY
 from labkit.scores import scores
 
-_NAMED = {EXACT_MATCH: "exact match", TOKEN_ACCURACY: "token accuracy", NLL_NATS: "nats", BRIER: "Brier"}
+_NAMED = {
+    EXACT_MATCH: "exact match", TOKEN_ACCURACY: "token accuracy", CHOICE_ACCURACY: "choice accuracy", NLL_NATS: "nats",
+    BRIER: "Brier",
+}  # fmt: skip
 _LOWEST = -1.0  # gains below are drawn at the edge: nats of a confident wrong answer have no bound
 
 

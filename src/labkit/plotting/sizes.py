@@ -12,13 +12,14 @@ from scipy import stats
 
 from labkit.errors import LabkitError, unknown
 from labkit.plotting.style import COLOURS, GREY, STYLE, counted, ends, finished, panel_grid, span
-from labkit.records import BRIER, DENSE, EXACT_MATCH, METRICS, NLL_NATS, TOKEN_ACCURACY
+from labkit.records import BRIER, CHOICE_ACCURACY, DENSE, EXACT_MATCH, NLL_NATS, TOKEN_ACCURACY
+from labkit.scores import BEST, PRIMARY
 
-_PRIMARY = (EXACT_MATCH, TOKEN_ACCURACY, NLL_NATS)  # an ability is drawn in the first of these that it has
-_BEST = {EXACT_MATCH: 1.0, TOKEN_ACCURACY: 1.0, NLL_NATS: 0.0, BRIER: 0.0}
+_FRACTIONS = (EXACT_MATCH, TOKEN_ACCURACY, CHOICE_ACCURACY)
 _UNIT = {
     EXACT_MATCH: "exact match",
     TOKEN_ACCURACY: "token accuracy",
+    CHOICE_ACCURACY: "choice accuracy",
     NLL_NATS: "nats per token",
     BRIER: "Brier score",
 }
@@ -34,7 +35,7 @@ def emergence(rows: pd.DataFrame, metric: str | None = None, columns: int = 4) -
     Parameters
     ----------
     rows : frame with the columns of `labkit.records.ItemRow`; only dense rows are drawn.
-    metric : one of `METRICS`; by default exact match, else token accuracy, else nats, for each ability.
+    metric : one of `labkit.scores.BEST`; by default the first of `labkit.scores.PRIMARY` that an ability has.
     columns : panels side by side.
 
     Raises
@@ -51,7 +52,7 @@ def emergence(rows: pd.DataFrame, metric: str | None = None, columns: int = 4) -
             axes.set_title(_UNIT[panel["metric"].iloc[0]], loc="right", color=GREY, fontsize=7.5)
             _draw_emergence(axes, panel)
             axes.set_xlim(scores["params"].min() / 1.5, scores["params"].max() * 1.5)
-        fractions = scores["metric"].isin([EXACT_MATCH, TOKEN_ACCURACY]).all()
+        fractions = scores["metric"].isin(_FRACTIONS).all()
         figure.supxlabel("non-embedding parameters (log scale)", fontsize=9)
         figure.supylabel("mean score" + (" (fraction correct)" if fractions else ""), fontsize=9)
         key = [
@@ -83,9 +84,9 @@ def emergence_alt(rows: pd.DataFrame, metric: str | None = None) -> str:
 
 def _scores(rows: pd.DataFrame, metric: str | None) -> pd.DataFrame:
     """Mean value and chance of each dense seed in one metric per ability, the abilities furthest from chance first."""
-    if metric is not None and metric not in METRICS:
-        raise unknown("metric", metric, METRICS)
-    wanted = _PRIMARY if metric is None else (metric,)
+    if metric is not None and metric not in _UNIT:
+        raise unknown("metric", metric, _UNIT)
+    wanted = PRIMARY if metric is None else (metric,)
     rows = rows[(rows["compression"] == DENSE) & rows["metric"].isin(wanted)]
     if rows.empty:
         named = " or ".join(wanted)
@@ -95,7 +96,7 @@ def _scores(rows: pd.DataFrame, metric: str | None) -> pd.DataFrame:
     scores = scores.astype({key: str for key in keys[:3]})
     rank = scores["metric"].map(wanted.index)
     scores = scores[rank == rank.groupby(scores["ability"]).transform("min")]
-    headroom = scores["metric"].map(_BEST) - scores["chance"]
+    headroom = scores["metric"].map(BEST) - scores["chance"]
     gain = ((scores["value"] - scores["chance"]) / headroom.where(headroom != 0)).groupby(scores["ability"]).mean()
     order = {ability: place for place, ability in enumerate(gain.sort_values(ascending=False, kind="stable").index)}
     return scores.sort_values(["ability", "params", "seed"], key=lambda c: c.map(order) if c.name == "ability" else c)
@@ -114,6 +115,6 @@ def _draw_emergence(axes: Axes, panel: pd.DataFrame) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.minorticks_off()
-    if panel["metric"].iloc[0] in (EXACT_MATCH, TOKEN_ACCURACY):
+    if panel["metric"].iloc[0] in _FRACTIONS:
         axes.set_ylim(-0.05, 1.05)
         axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])

@@ -56,7 +56,7 @@ def speed_alt(faster: pd.DataFrame) -> str:
     told = []
     for way, panel in faster.groupby("way", sort=False):
         medians = panel.groupby("part")["median"].agg(["min", "max"])
-        ranges = ", ".join(f"{part} {medians['min'][part]:.2f} to {medians['max'][part]:.2f}" for part in _parts(faster))
+        ranges = ", ".join(f"{part} {medians['min'][part]:.2f} to {medians['max'][part]:.2f}" for part in _parts(panel))
         told.append(f"{way}: {ranges}")
     low, high = faster["tokens"].min(), faster["tokens"].max()
     return f"Times as fast as dense, for {low} to {high} tokens at a time (medians). {'; '.join(told)}."

@@ -84,8 +84,9 @@ def students_alt(inherited: pd.DataFrame, against: str = "tokens") -> str:
     for ability, panel in doses.groupby("ability", sort=False, observed=True):
         lines = []
         for kind, line in panel.groupby(["start", "way"], sort=False):
-            ends = [f"{r:.2f}" for r in line["retention"].iloc[[0, -1]].round(2) + 0.0]  # no "-0.00"
-            lines.append(f"{way(*kind)} {' to '.join(ends[: len(line)])}")
+            both = line.iloc[[0, -1]] if len(line) > 1 else line
+            ends = [f"{r:z.2f} at {_short(x, against)}" for r, x in both[["retention", against]].values]
+            lines.append(f"{way(*kind)} {' to '.join(ends)}")
         told.append(f"{ability}: {', '.join(lines)}")
     low, high = (_short(dose, against) for dose in (doses[against].min(), doses[against].max()))
     return (
