@@ -181,3 +181,9 @@ def test_frames_without_columns_are_refused(ask):
     for frame, message in ((pd.DataFrame(), "rows without run, model"), (study(scratch=(1.0,)).assign(chance="low"), "the column chance holds numbers")):
         with pytest.raises(LabkitError, match=message):
             ask(frame)
+
+
+@pytest.mark.parametrize("level", [0, 1, 5])
+def test_a_level_that_is_none_is_refused(level):
+    with pytest.raises(LabkitError, match="level lies in"):
+        prices(barrier(study(scratch=(1.0,)), None), level=level)

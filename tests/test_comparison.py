@@ -225,3 +225,8 @@ def test_stores_with_nothing_in_common_are_refused():
         compare_conditions(stored([[1]]), stored([[1]], "16x1"))
     with pytest.raises(LabkitError, match="rows without rung, compression, sparsity, params"):
         compare_conditions(rows([1]), rows([1]))
+
+
+def test_items_may_have_names():
+    a = rows([1, 0, 0, 1]).assign(item=list("abcd"))
+    assert only(compare(a, a.assign(value=1.0))).difference == 0.5

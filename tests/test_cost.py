@@ -68,3 +68,9 @@ def test_energy_per_call_is_what_the_counter_rose_by():
     calls = []
     joules = cost_module._energy_per_call(lambda: calls.append(1), lambda: 3.0 * len(calls), window_s=0.01)
     assert joules == pytest.approx(3.0)
+
+
+def test_a_length_beyond_the_places_of_a_model_is_refused(model):
+    most = model.config.max_position_embeddings
+    with pytest.raises(LabkitError, match=f"the model has {most} places; got 'length={most + 1}'"):
+        cost(model, length=most + 1)

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import shutil
 import sys
+import types
 from collections import namedtuple
 
 import pytest
@@ -142,3 +143,8 @@ def test_damaged_and_missing_artifacts_are_named(shipped):
 def test_artifacts_without_a_manifest_are_a_fault(shipped):
     (shipped / "manifest.json").unlink()
     assert not doctor.shipped().ok and "a folder of models holds a manifest.json" in doctor.shipped().found
+
+
+def test_half_a_torch_is_a_fault_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    assert not doctor.device().ok and "AttributeError" in doctor.device().found

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from labkit.exercises import check, check_decide, check_excess, check_training_bytes
+from labkit.exercises import check, check_decide, check_excess, check_power, check_training_bytes
 from labkit.imitation import ANSWER_GIVEN, imitation
 from labkit.records import EXACT_MATCH
 
@@ -96,3 +96,18 @@ def test_it_is_what_the_library_estimates():
         rows += [frame.assign(metric=EXACT_MATCH, value=(answers == 0) * 1.0), frame.assign(metric=ANSWER_GIVEN, value=answers * 1.0)]
     (row,) = imitation(pd.concat(rows, ignore_index=True)).itertuples()
     assert row.excess == pytest.approx(excess(*given.values(), np.zeros(60, int)))
+
+
+def test_the_90_percent_interval_alone_does_not_decide(capsys):
+    def decide(low, high, low90, high90):
+        if low90 >= 0.95 and high90 <= 1.05:
+            return "kept"
+        return "lost" if high90 < 0.20 else "degraded" if high90 < 0.95 else "undecided"
+
+    check_decide(decide)
+    assert "9 of 11 right" in capsys.readouterr().out
+
+
+def test_an_array_for_an_answer_is_not_right_and_no_error(capsys):
+    check_power(lambda token, exact: np.array([1.0, 2.0]))
+    assert "0 of 4 right" in capsys.readouterr().out

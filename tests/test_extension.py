@@ -237,3 +237,8 @@ def test_the_text_that_is_hashed_is_the_text_that_runs(write, monkeypatch):
         hashes.append(extension.read([path]))
         assert value_of("always_one") == value
     assert hashes[0] != hashes[1]
+
+
+def test_a_file_is_compiled_by_its_own_rules(write):
+    """And not by the `from __future__` of the module that reads it."""
+    extension.read([write("def f(x: int): pass\nassert f.__annotations__['x'] is int")])

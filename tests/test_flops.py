@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM as Auto
-from transformers import Ernie4_5_MoeConfig, GPT2Config, GPT2LMHeadModel, GptOssConfig, MixtralConfig, Qwen2MoeConfig
+from transformers import Ernie4_5_MoeConfig, Gemma4TextConfig, GPT2Config, GPT2LMHeadModel, GptOssConfig, MixtralConfig, Qwen2MoeConfig, RwkvConfig
 
 from labkit import flops
 from labkit.ladder import Rung
@@ -71,3 +71,15 @@ def test_of_experts_those_are_counted_that_a_token_is_routed_to(config):
     for parameter in experts:
         parameter.requires_grad_(False)
     assert flops.training_flops_per_token(model, time) == before - 2 * sum(p.numel() for p in experts) * 2 // 8
+
+
+def test_layers_that_differ_and_layers_without_attention_are_counted():
+    """RWKV has no heads, and Gemma 4 has wider ones in every few layers: what it was trained for must not be lost."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+    state = Auto.from_config(RwkvConfig(**sizes, attention_hidden_size=32, intermediate_size=48, context_length=32))
+    assert flops.forward_flops_per_token(state, 8) == flops.forward_flops_per_token(state, 16)
+    config = Gemma4TextConfig(**sizes, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8, global_head_dim=16,
+                              vocab_size_per_layer_input=64, hidden_size_per_layer_input=8,
+                              layer_types=["sliding_attention", "full_attention"], num_kv_shared_layers=0)  # fmt: skip
+    mixed = Auto.from_config(config)
+    assert flops.forward_flops_per_token(mixed, 16) - flops.forward_flops_per_token(mixed, 8) == 2 * 8 * 4 * (8 + 16)

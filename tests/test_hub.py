@@ -159,3 +159,16 @@ def test_what_is_fetched_is_one_commit_without_pickles_or_copies(answers, empty_
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(LabkitError, match=rf"fetched whole; got '{ID}@{OTHER} \(OSError: full\)'. Run it again"):
         hub.folder(ID)
+
+
+def test_what_the_cache_holds_opens_without_a_network(cache, monkeypatch):
+    def unreachable(*_, **__):
+        raise httpx.ConnectError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_tree", unreachable)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", unreachable)
+    assert hub.folder(ID, COMMIT) == cache / "snapshots" / COMMIT
+    (cache / "snapshots" / COMMIT / "model.safetensors").unlink()
+    with pytest.raises(LabkitError, match="fetched from the hub"):
+        hub.folder(ID, COMMIT)

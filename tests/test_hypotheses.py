@@ -236,3 +236,10 @@ def test_models_that_agree_to_the_last_digit_are_no_certainty(claim, p):
 def test_evidence_that_is_not_whole_is_refused(change, message):
     with pytest.raises(LabkitError, match=message):
         examine(change(evidence([0.9] * 5, [0.5] * 5)))
+
+
+def test_profiles_without_an_ability_in_common_are_no_pair():
+    parts = [rows(a, 0.5 + JITTER, c, r) for a, c, r in (("recall", DENSE, "32x2"), ("recall", DENSE, "64x2"), ("facts", DENSE, "64x2"))]
+    nats = [rows("recall", 0.5 + JITTER, c, r, metric=NLL_NATS).assign(chance=3.0) for c, r in ((DENSE, "32x2"), (DENSE, "64x2"), ("wanda", "64x2"))]
+    for more in ([rows("facts", 0.5 + JITTER, "wanda")], []):
+        assert one("H4", Evidence(pd.concat([*parts, *nats, *more], ignore_index=True), KINDS))["outcome"] == "no rows"

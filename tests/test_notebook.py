@@ -268,3 +268,31 @@ def test_the_folded_solution_passes_the_check_of_its_notebook(path: Path, capsys
         exec(re.search(r"```python\n(.*?)```", solution, re.DOTALL)[1], names)
         getattr(notebook, check)(names[function])
         assert "Well done" in capsys.readouterr().out
+
+
+def test_numbers_of_numpy_are_answers_too(capsys) -> None:
+    def looked_at(tokens, t):
+        places = np.flatnonzero(np.array(tokens[:t]) == tokens[t])
+        return places[-1] + 1 if len(places) and places[-1] + 1 < t else None
+
+    notebook.check_looked_at(looked_at)
+    notebook.check_share(lambda score, chance, best: np.float32((score - chance) / (best - chance)))
+    assert capsys.readouterr().out.count("Well done") == 2
+
+
+def test_rounding_a_share_is_not_cutting_it_off(capsys) -> None:
+    def magnitude_mask(weight, sparsity):
+        keep = torch.ones(weight.numel(), dtype=torch.bool)
+        keep[weight.abs().flatten().argsort(stable=True)[: round(weight.numel() * sparsity)]] = False
+        return keep.view_as(weight)
+
+    notebook.check_magnitude_mask(magnitude_mask)
+    assert "4 of 5 right" in capsys.readouterr().out
+
+
+def test_the_last_place_before_counts_too(capsys) -> None:
+    def looked_at(tokens, t):
+        return next((p + 1 for p in reversed(range(t - 1)) if tokens[p] == tokens[t]), None)
+
+    notebook.check_looked_at(looked_at)
+    assert "right. Well done" not in capsys.readouterr().out

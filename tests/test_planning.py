@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -9,10 +11,12 @@ from transformers import ExaoneMoeConfig, GPT2Config, GPT2LMHeadModel, PreTraine
 
 from labkit.abilities import abilities, corpus
 from labkit.compression import Compression
+from labkit.errors import LabkitError
 from labkit.flops import forward_flops_per_token
 from labkit.ladder import Rung
 from labkit.pairs import GIB
 from labkit.planning import TRAINING_BYTES, _compressed, _shape, foretell, prompt_tokens
+from labkit.pruning import blocks
 from labkit.study import CALIBRATION_SEQUENCES, Study
 from labkit.zoo import load
 
@@ -124,3 +128,18 @@ def test_a_large_model_is_foretold_without_its_weights():
     shape = _shape(config)
     assert sum(p.numel() for p in shape.parameters()) == 8_030_261_248  # as Llama 3.1 8B reports
     assert {p.device.type for p in shape.parameters()} == {"meta"} and 14 < 2 * 8_030_261_248 / GIB < 15
+
+
+def test_what_cannot_be_told_apart_or_has_no_config_is_said_before_it_is_foretold(tmp_path):
+    with pytest.raises(LabkitError, match="the runs of a study differ"):
+        foretell(study({"train": {"student": "16x1", "tokens": 6144}}, {"train": {"student": "16x1", "tokens": 6500}}))
+    with pytest.raises(LabkitError, match="the folder of a model holds a config.json"):
+        foretell(Study("s", "?", (str(tmp_path),)))
+
+
+def test_memory_is_of_the_type_that_is_loaded_and_of_the_adapters_that_train():
+    plain, lora = foretell(study({"recover": {"tokens": 10_000}}))
+    double = foretell(dataclasses.replace(study(), loading={"dtype": "float64"}))[0]
+    assert double.weight_bytes == 2 * plain.weight_bytes
+    matrices = blocks.matrices(load(DENSE)).values()
+    assert lora.training_bytes == TRAINING_BYTES * 8 * sum(sum(matrix.weight.shape) for matrix in matrices)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import labkit as lk
@@ -411,3 +411,10 @@ def test_arrangements_are_the_elements_of_the_group():
         for g, h in itertools.product(range(6), repeat=2):
             both = "".join(written[h][int(place) - 1] for place in written[g])
             assert written[products(group)[g, h]] == both
+
+
+def test_a_tokenizer_that_writes_other_words_than_it_reads_is_refused():
+    own = letter_tokenizer()
+    own.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(LabkitError, match="a tokenizer spells the text it is given; got .*'REFUSE' as 'refuse'"):
+        ask(TEXT_MODEL, own, abilities("guard"), n=2, progress=False)

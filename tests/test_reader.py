@@ -12,6 +12,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import (
     BertConfig,
+    FalconH1Config,
+    FalconH1ForCausalLM,
     BertForMaskedLM,
     BertModel,
     GPT2Config,
@@ -49,6 +51,9 @@ OTHERS = {
     # a window shorter than the contexts, and a model whose state cannot be handed to several continuations
     "mistral": lambda: MistralForCausalLM(
         MistralConfig(vocab_size=168, num_key_value_heads=1, sliding_window=4, **SMALL)
+    ),
+    "falcon_h1": lambda: FalconH1ForCausalLM(
+        FalconH1Config(vocab_size=168, **{**SMALL, "head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8, "num_key_value_heads": 1})
     ),
     "mamba": lambda: MambaForCausalLM(MambaConfig(vocab_size=168, hidden_size=16, num_hidden_layers=2, state_size=4)),
 }
@@ -142,7 +147,7 @@ def test_batches_forks_and_shared_stems_equal_one_plain_pass_an_item(batch_token
 def test_other_architectures_too_in_whatever_mode_the_model_is(name):
     model = other(name).train()
     reader = Reader.of(model, own_tokenizer())
-    assert reader.shares is (name != "mamba")
+    assert reader.shares is (name not in ("mamba", "falcon_h1"))
     assert reader.pads is (name == "gpt2")
     values, _ = reader.score(pairs := some_pairs(1))
     assert model.training
@@ -332,3 +337,23 @@ def test_a_broken_model_is_refused():
 def test_a_chat_needs_a_template():
     with pytest.raises(LabkitError, match="needs a tokenizer with a chat template; got 'none'. Leave out chat=True"):
         READER.converse(["hello"])
+
+
+def test_what_ends_each_text_is_seen_though_it_is_no_end_of_text():
+    from tokenizers.processors import TemplateProcessing
+
+    own = own_tokenizer()
+    own.backend_tokenizer.post_processor = TemplateProcessing(single="| $A +", special_tokens=[("|", 1), ("+", 2)])
+    with pytest.raises(LabkitError, match="a tokenizer lets a text go on"):
+        Reader.of(MODEL, own)
+    own.backend_tokenizer.post_processor = TemplateProcessing(single="| $A", special_tokens=[("|", 1)])
+    own.eos_token, own.bos_token = "|", "+"
+    assert Reader.of(MODEL, own).prefix is not None  # as XGLM begins with it
+
+
+def test_any_end_that_the_model_names_ends_an_answer():
+    model, own = counting(), own_tokenizer()
+    prompt = own.decode([20])
+    free = Reader.of(model, own).write([prompt], [6])[0]
+    model.generation_config.eos_token_id = [23, 30]
+    assert Reader.of(model, own).write([prompt], [6])[0] == own.decode([21, 22]) != free

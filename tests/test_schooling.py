@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -230,3 +231,17 @@ def test_the_profile_that_is_shipped_has_the_ladders_rungs_on_at_least_three_see
 def test_first_seeds_come_first():
     plan = schooling.Profile("x", (("16x1", 1), ("32x1", 3)), tokens=1)
     assert [(rung.name, seed) for rung, seed in plan.jobs()] == [("16x1", 0), ("32x1", 0), ("32x1", 1), ("32x1", 2)]
+
+
+def test_a_folder_holds_one_profile(trained):
+    with pytest.raises(LabkitError, match="a folder holds the models of one profile; got '.*models of tiny: 2,000 tokens each"):
+        schooling.train_ladder(dataclasses.replace(PLAN, name="large", tokens=4000), trained, device="cpu", workers=1)
+
+
+def test_killed_while_it_is_given_its_name_a_model_is_there(trained, tmp_path):
+    partial = tmp_path / ".training" / NAME.replace("/", "-")
+    shutil.copytree(trained / NAME, partial)
+    with quick() as patch:
+        patch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
+        schooling._work(PLAN, tmp_path, "cpu")
+    assert (tmp_path / NAME / "training.json").read_text() == (trained / NAME / "training.json").read_text()

@@ -63,3 +63,9 @@ def test_metrics_asked_in_addition_are_passed_over_and_a_missing_chance_is_not()
 def test_rows_that_have_no_mean_are_named(frame, message):
     with pytest.raises(LabkitError, match=message):
         scores(frame)
+
+
+@pytest.mark.parametrize("kind", [object, "category"])
+def test_numbers_among_objects_are_numbers(kind):
+    frame = rows({"item": 0}, {"item": 1, "value": 0.0}, {"seed": 1})
+    pd.testing.assert_frame_equal(scores(frame.astype({"seed": kind, "item": kind})).astype({"seed": int}), scores(frame))

@@ -462,3 +462,10 @@ def test_a_url_may_hold_what_is_a_pattern_elsewhere():
     store = Store("memory://labkit-test-store-a[1]/c", create=True)
     store.write("r", rows("r"), kept())
     assert store.runs() == ("r",) and len(store.frame()) == 50
+
+
+def test_a_frame_can_be_written_to(store):
+    store.write("r", rows("r"), kept())
+    frame = store.frame()
+    frame.loc[frame["item"] > 3, "value"] = 0.0
+    assert frame["value"].iloc[-1] == 0

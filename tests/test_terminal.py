@@ -49,3 +49,13 @@ def test_names_are_no_markup():
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(terminal.comparison_table(pd.DataFrame([row]), "a", "b"))
     assert {"a[bold]b", "m[red]"} <= set(console.export_text().split())
+
+
+def test_numbers_are_aligned_to_the_right():
+    made = terminal.table("a", ">n")
+    for cells in (("x", "1"), ("y", "1,234")):
+        made.add_row(*cells)
+    console = Console(width=40, record=True, file=io.StringIO())
+    console.print(made)
+    ends = {len(line.rstrip()) for line in console.export_text().splitlines()[2:]}
+    assert len(ends) == 1

@@ -72,10 +72,12 @@ def device() -> Check:
     """What models would run on; at fault only if PyTorch cannot be loaded."""
     try:
         import torch
-    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
-        return Check("device", False, f"PyTorch does not load: {error}", "pip install --force-reinstall torch")
+
+        cuda = f"CUDA, {torch.cuda.get_device_name()}; " if torch.cuda.is_available() else ""
+    except Exception as error:  # a half-removed one, a shared library that does not load, a driver: anything
+        found = f"PyTorch does not load: {type(error).__name__}: {error}"
+        return Check("device", False, found, "pip install --force-reinstall torch")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cuda = f"CUDA, {torch.cuda.get_device_name()}; " if torch.cuda.is_available() else ""
     return Check("device", True, f"{cuda}CPU, {cores} core{'s' if cores != 1 else ''}")
 
 

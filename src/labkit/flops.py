@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """What configs call the number of experts that a router chooses from."""
@@ -49,10 +49,15 @@ def forward_flops_per_token(model: PreTrainedModel, time: int) -> int:
     Source: Kaplan et al. 2020, equation 2.2, with the output head added, which small models cannot neglect.
     """
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    attention = 2 * config.num_hidden_layers * time * heads * head_size
+    layers = getattr(config, "per_layer_config", None) or {}  # where they differ, as in Gemma 4
+    attention = 2 * time * sum(_attention_width(layers[i] if layers else config) for i in range(config.num_hidden_layers))
     return 2 * _active(model, _inner(model)) + attention + 2 * config.hidden_size * config.vocab_size
+
+
+def _attention_width(config: PreTrainedConfig) -> int:
+    """Heads × head size of a layer; 0 where there is no attention."""
+    heads = getattr(config, "num_attention_heads", None)
+    return heads * (getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
 
 
 def training_flops_per_token(model: PreTrainedModel, time: int) -> int:

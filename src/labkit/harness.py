@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import random
 import re
@@ -18,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labkit.errors import LabkitError, unknown
 from labkit.evaluation import COLUMNS
-from labkit.reader import CHOICE_ACCURACY, Reader
-from labkit.records import EXACT_MATCH, NLL_NATS
+from labkit.reader import Reader
+from labkit.records import CHOICE_ACCURACY, EXACT_MATCH, NLL_NATS
 
 PRESETS = {
     "reasoning": ("gsm8k", "arc_challenge", "bbh_fewshot", "commonsense_qa", "piqa"),
@@ -80,6 +81,9 @@ def benchmark(
         raise LabkitError("benchmarks are run by lm_eval", "a Python without it", f"Install it: {INSTALL}.")
     names = _names(tasks)
     reader = Reader.of(model, tokenizer)
+    if reader.prefix is None or reader.tokenizer.eos_token_id is None:
+        received = f"a {type(reader.tokenizer).__name__} without"
+        raise LabkitError("lm_eval needs a token that ends a text", received, "Set the tokenizer's eos_token.")
     if chat:
         reader.converse(["?"])
     elif reader.tokenizer.chat_template:
@@ -210,12 +214,15 @@ def _scored_by(reader: Reader, batch_size: int) -> Any:
         def _loglikelihood_tokens(self, requests: list, **_: object) -> list:
             pairs = []
             for _, context, continuation in requests:  # what is too long loses its beginning, as in HFLM
+                if len(continuation) > self.max_length:
+                    received = f"one of {len(continuation)} tokens, {self.max_length} places"
+                    raise LabkitError("a continuation fits into the model", received, "Leave the task out.")
                 whole = (context + continuation)[-(self.max_length + 1) :]
                 pairs.append((whole[: -len(continuation)], continuation))
             values, greedy = reader.score(pairs)
             return list(zip(values.tolist(), greedy.tolist(), strict=True))
 
-    return Scored(pretrained=reader.model, tokenizer=reader.tokenizer, batch_size=batch_size)
+    return Scored(pretrained=reader.model, tokenizer=copy.deepcopy(reader.tokenizer), batch_size=batch_size)  # which it changes
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def folder(name: str, revision: str | None = None, weights: bool = True) -> Path
 
     Without ``weights`` everything else is. Raises LabkitError as `commit` does, and if the transfer fails.
     """
-    from huggingface_hub import snapshot_download
+    import httpx
+    from huggingface_hub import errors, snapshot_download
 
     repo, wanted = parse(name, revision)
     at, offline = _resolve(repo, wanted)
@@ -58,6 +60,12 @@ def folder(name: str, revision: str | None = None, weights: bool = True) -> Path
     except Exception as error:  # httpx, huggingface_hub and the disk: they share no base
         if offline:
             raise _absent(repo, wanted, offline) from None
+        if isinstance(error, httpx.TransportError):  # what is in the cache whole needs no hub
+            with contextlib.suppress(errors.LocalEntryNotFoundError):
+                found = Path(snapshot_download(repo, **how, local_files_only=True))
+                if not weights or any(found.glob("*.safetensors")):
+                    return found
+            raise _absent(repo, wanted, str(error)) from None
         remedy = "Run it again: files that are whole stay. Is the disk full, or your quota?"
         raise LabkitError("a model is fetched whole", f"{repo}@{at} ({type(error).__name__}: {error})", remedy) from error
     if weights and offline and not any(found.glob("*.safetensors")):

@@ -65,7 +65,7 @@ def foretell(study: Study, out: Path | str | None = None) -> list[Line]:
     Time: FLOPs by the rate of a short forward pass of the same shape with drawn weights, measured on this device; above
     `PROBE_PARAMETERS` by that of a matrix product of its width.
     Memory: weights as stored, of the model and, where another is made, of the copy; activations of one batch: four
-    widths and three feed-forward layers a token, and its logits; 16 bytes a parameter where it trains.
+    widths and three feed-forward layers a token, and its logits; 16 bytes a parameter that trains.
     Tokens of prompts are counted as words. Benchmarks are not foretold: their items are known once their data is read.
     """
     from labkit.abilities import corpus
@@ -74,12 +74,14 @@ def foretell(study: Study, out: Path | str | None = None) -> list[Line]:
     asked = sum(int(ability.sample(study.items, study.seed).lengths.sum()) for ability in study.suite())
     asked += sum(prompt_tokens(study))
     length = study.text.length if study.text else corpus().length
+    asked_dtype = study.loading.get("dtype", "auto")
+    dtype = {} if asked_dtype == "auto" else {"dtype": asked_dtype}
     shapes: dict[str, PreTrainedModel] = {}
     rates: dict[str, float] = {}
     found: dict[tuple[str, str], Line] = {}
     check_distinct(study.jobs(), study.pairs)
     for name, (config, (model, compression)) in study.runs().items():
-        dense = shapes.setdefault(model, _shape(model_config(model)))
+        dense = shapes.setdefault(model, _shape(model_config(model) | dtype))
         key = (repr(sorted(dense.config.to_dict().items(), key=str)), compression.name + str(compression) if compression else DENSE)
         done = int(store is not None and store.has(name))
         if key in found:
@@ -128,9 +130,19 @@ def _line(job: Job, dense: PreTrainedModel, asked: int, rate: float, length: int
     layers = text.num_hidden_layers if trained else 1  # a training keeps what every layer has made
     token_batch = TRAINING_BATCH * length if trained else CPU_BATCH_TOKENS
     activations = token_batch * 4 * (layers * (4 * text.hidden_size + 3 * neurons) + text.vocab_size)
-    moments = TRAINING_BYTES * parameters if trained else 0
+    moments = TRAINING_BYTES * (_adapters(small, steps) or parameters) if trained else 0
     label = compression.name if compression else DENSE
     return Line(name, label, 0, 0, asked, trained, flops, flops / rate, parameters, stored + copied, activations, moments)
+
+
+def _adapters(model: PreTrainedModel, steps: dict[str, Any]) -> int:
+    """Weights of the adapters, if they are all that trains."""
+    options = dict(steps.get("recover", {}))
+    if set(steps) & {"train", "distill"} or "recover" not in steps or options.get("method", "lora") != "lora":
+        return 0
+    from labkit.pruning import blocks
+
+    return options.get("rank", 8) * sum(sum(matrix.weight.shape[-2:]) for matrix in blocks.matrices(model).values())
 
 
 def _shape(config: dict[str, Any]) -> PreTrainedModel:

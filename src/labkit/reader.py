@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from labkit.errors import LabkitError
 from labkit.zoo import tokenizer as tokenizer_beside
@@ -22,11 +22,10 @@ CPU_BATCH_TOKENS, BATCH_TOKENS = 2_048, 16_384
 SLACK = 1 / 16
 """Share by which a sequence may be shorter than the longest of its batch."""
 
-CHOICE_ACCURACY = "choice_accuracy"
-"""Name of the metric that is 1 where the right choice has the highest log-likelihood of all."""
-
 Pair = tuple[Sequence[int], Sequence[int]]
 """Tokens of a context and of what follows it, at least one of each."""
+
+_PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)  # a cache with more in it, as of hybrids, is not selected along
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +56,13 @@ class Reader:
             rule = "every token of the tokenizer is one of the model's"
             remedy = "Use the tokenizer the model was trained with."
             raise LabkitError(rule, f"token {largest}, vocabulary of {rows}", remedy)
-        alone = tokenizer("")["input_ids"]
-        if alone and alone[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
-            remedy = "Load it with add_eos_token=False."
-            received = f"one that ends each with {tokenizer.eos_token!r}"
+        plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        if plain and whole[-len(plain) :] != plain:
+            remedy = "Load it with add_eos_token=False, or without its post-processor."
+            received = f"one that ends each with {tokenizer.decode(whole[-1:])!r}"
             raise LabkitError("a tokenizer lets a text go on", received, remedy)
         layers = getattr(cache, "layers", None)
-        shares = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in layers)
+        shares = isinstance(cache, DynamicCache) and all(type(layer) in _PLAIN for layer in layers)
         takes = inspect.signature(model.forward).parameters
         # What a sliding window holds is counted by place in the cache, padding included.
         pads = shares and "position_ids" in takes and all(type(layer) is DynamicLayer for layer in layers)
@@ -252,7 +251,7 @@ class Reader:
 
     def _greedy(self, tokens: Tensor, limits: Sequence[int], stop: str | None) -> list[str]:
         """Texts after a batch (rows, length) of prompts of one length."""
-        end = self.tokenizer.eos_token_id
+        ends = {self.tokenizer.eos_token_id, *np.atleast_1d(getattr(self.model.generation_config, "eos_token_id", None))}
         new: list[list[int]] = [[] for _ in limits]
         texts, open_ = [""] * len(limits), [limit > 0 for limit in limits]
         given, cache = tokens, None
@@ -263,11 +262,11 @@ class Reader:
             for row, token in enumerate(chosen.tolist()):
                 if not open_[row]:
                     continue
-                if token != end:
+                if token not in ends:
                     new[row].append(token)
                     texts[row] = self.tokenizer.decode(new[row], skip_special_tokens=True)
                 stopped = stop is not None and stop in texts[row].lstrip()
-                open_[row] = token != end and not stopped and len(new[row]) < limits[row]
+                open_[row] = token not in ends and not stopped and len(new[row]) < limits[row]
             given = chosen[:, None] if self.shares else torch.cat([given, chosen[:, None]], dim=1)
         return [text.lstrip().split(stop)[0] if stop else text for text in texts]
 

@@ -21,6 +21,7 @@ import filelock
 
 from labkit.errors import Failure, LabkitError, unknown
 from labkit.ladder import Rung
+from labkit.places import replace
 from labkit.zoo import MANIFEST, load, sha256
 
 SCORED_ITEMS, SCORED_SEED = 2000, 0
@@ -96,6 +97,12 @@ def train_ladder(plan: Profile, out: Path | str, *, device: str = "auto", worker
         (out / ".write-test").unlink()
     except OSError as error:
         raise LabkitError("the folder for the ladder can be written", f"{out} ({error.strerror})", "Choose another.") from error
+    for path in (out / _name(job) / "training.json" for job in plan.jobs()):
+        if path.exists():
+            kept = json.loads(path.read_text())["provenance"]["config"]["profile"]
+            if any(kept[key] != getattr(plan, key) for key in ("tokens", "batch", "length")):
+                received = f"{out}, which has models of {kept['name']}: {kept['tokens']:,} tokens each"
+                raise LabkitError("a folder holds the models of one profile", received, "Give another --out.")
     fault, trace = _crew(plan, out, device, workers)
     missing = [name for name in map(_name, plan.jobs()) if not (out / name / "training.json").exists()]
     if missing:
@@ -210,6 +217,11 @@ def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> 
     rung, seed = job
     name, begun = _name(job), time.monotonic()
     partial = out / ".training" / name.replace("/", "-")
+    if (partial / "training.json").exists():  # killed while it was given its name
+        (partial / TRAINED).unlink(missing_ok=True)
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        partial.rename(out / name)
+        return
     if (partial / TRAINED).exists():  # killed while it was scored
         model, done = load(str(partial)).to(device), json.loads((partial / TRAINED).read_text())
     else:
@@ -228,7 +240,7 @@ def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> 
         model.save_pretrained(partial)
         for spare in SPARE_FILES:
             (partial / spare).unlink(missing_ok=True)
-        (partial / TRAINED).write_text(json.dumps(done) + "\n")
+        replace(json.dumps(done) + "\n", partial / TRAINED)
     rows = evaluate(model, abilities(), n=SCORED_ITEMS, seed=SCORED_SEED, progress=False)
     means = rows.groupby(["ability", "metric"], sort=False)["value"].mean().round(4)
     config = {"profile": dataclasses.asdict(plan), "rung": rung.name, "seed": seed}
@@ -240,7 +252,7 @@ def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> 
         "scores": {ability: means[ability].to_dict() for ability in means.index.unique(0)},
         "provenance": provenance(config, {}, time.monotonic() - begun, _device_name(device)),
     }
-    (partial / "training.json").write_text(json.dumps(record) + "\n")
+    replace(json.dumps(record) + "\n", partial / "training.json")
     (partial / TRAINED).unlink()
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     partial.rename(out / name)

@@ -75,7 +75,7 @@ def scores(rows: pd.DataFrame) -> pd.DataFrame:
     twice = np.flatnonzero(place[order][1:] == place[order][:-1])
     if twice.size:
         raise LabkitError("an item is scored once", f"two of {_name(rows, order[twice[0]])}", "Drop the duplicates.")
-    rows = rows.assign(items=pd.util.hash_array(rows["item"].to_numpy()))
+    rows = rows.assign(items=pd.util.hash_array(rows["item"].to_numpy(float)))
     groups = rows.groupby(_KEYS, observed=True, sort=True)
     means = groups[["params", "value", "chance"]].mean().assign(n_items=groups.size(), items=groups["items"].sum())
     means = means.reset_index()

@@ -15,6 +15,8 @@ ARCHITECTURES = {  # prefix of the class in transformers -> sizes
     "Mixtral": {**SIZES, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
     "GPT2": {"vocab_size": 64, "n_embd": 32, "n_inner": 48, "n_layer": 2, "n_head": 4},
     "GPTNeoX": SIZES,
+    "Gemma2": {**SIZES, "num_key_value_heads": 2, "head_dim": 8},  # what a part gives passes a norm of its own
+    "Olmo2": {**SIZES, "num_key_value_heads": 2},
     "Falcon": {**SIZES, "ffn_hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2,
                "attn_implementation": "eager"},
 }

@@ -161,3 +161,13 @@ def test_scores_of_other_sequences_are_refused():
     received = "induction: 2 heads of 1 seeds on 3 sequences and 2 heads of 1 seeds on 2 sequences"
     with pytest.raises(LabkitError, match=f"the same heads, seeds and sequences; got '{received}, or other ones'. Score both"):
         looks(rows, rows[rows["item"] < 2])
+
+
+@pytest.mark.parametrize("change", [{"item": 5}, {"seed": 3}])
+def test_sequences_and_seeds_before_are_those_of_after(change):
+    rows = scores(induction=[0.9, 1.0, 0.8]).assign(seed=0)
+    before = rows.assign(**{column: rows[column] + by for column, by in change.items()})
+    with pytest.raises(LabkitError, match="the same heads, seeds and sequences"):
+        looks(rows, before)
+    with pytest.raises(LabkitError, match="and none"):
+        looks(rows, rows.assign(score="backward"))

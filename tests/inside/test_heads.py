@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig
 
 from labkit.abilities import Recall, Repeat, Reverse
 from labkit.errors import LabkitError
@@ -143,3 +144,19 @@ def test_other_tokens_are_refused():
         head_scores(None, torch.zeros(3))
     with pytest.raises(LabkitError, match=r"places of the same shape; got 'torch.int64 \(1, 2\), places \(1, 3\)'"):
         head_scores(None, torch.zeros(1, 2, dtype=torch.int64), np.ones((1, 3), dtype=bool))
+
+
+def test_layers_without_attention_and_tokens_without_a_batch_are_refused():
+    kinds = ["conv", "full_attention"]
+    hybrid = Lfm2Config(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                        num_key_value_heads=2, layer_types=kinds)  # fmt: skip
+    state = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    for config in (hybrid, state):
+        with pytest.raises(LabkitError, match="attention is read from a model"):
+            attention(AutoModelForCausalLM.from_config(config), tokens)
+    for wrong in (tokens[0], tokens.numpy()):
+        with pytest.raises(LabkitError, match="tokens are a tensor"):
+            attention(Rung(32, 2).build(), wrong)
+    with pytest.raises(LabkitError, match="places asked have something before them"):
+        head_scores(Rung(32, 2).build(), tokens, torch.zeros(1, 4, dtype=torch.bool))

@@ -163,3 +163,8 @@ def test_what_cannot_be_done_is_refused(model, reference):
     rule = r"same architecture, layers, heads, head size, width and device, here \('llama', 2, .*got \('llama', 1, 1, 16, 16, 'cpu'\)"
     with pytest.raises(LabkitError, match=rule):
         patch(model, Rung(16, 1).build(), SUITE)
+
+
+def test_a_donor_is_another_model_of_the_same_architecture(model):
+    with pytest.raises(LabkitError, match="a donor is another model"):
+        patch(model, model, SUITE)

@@ -11,7 +11,7 @@ import torch
 from labkit.errors import LabkitError
 from labkit.inside.sites import KINDS, Part, chosen, evaluating, parts, seen, sites
 from labkit.ladder import Rung
-from labkit.pruning import surgery
+from labkit.pruning import blocks, surgery
 
 
 def logits(model, tokens) -> torch.Tensor:
@@ -48,7 +48,8 @@ def test_heads_together_are_the_attention(decoder, tokens):
     *slices, whole = written.values()
     projection = decoder.get_submodule(sites(decoder, heads)[0].module)
     with torch.no_grad():
-        torch.testing.assert_close(projection(torch.cat(slices, dim=-1)), whole)
+        added, after = projection(torch.cat(slices, dim=-1)), decoder.get_submodule(sites(decoder, [Part("attention", 1)])[0].module)
+    torch.testing.assert_close(added if after is projection else after(added), whole)  # where it passes a norm of its own
 
 
 def test_a_layer_that_writes_nothing_is_one_that_is_not_there(decoder, tokens):
@@ -96,3 +97,33 @@ def test_what_the_model_lacks_is_refused():
     with pytest.raises(LabkitError, match="'copying' stands for at least one part; got \\(\\). Take them from"):
         chosen(model, {"copying": ()})
     assert KINDS == ("head", "attention", "mlp", "layer")
+
+
+def test_what_a_part_writes_is_what_it_adds_to_the_stream(decoder, tokens):
+    """The stream behind the last block is the embeddings and what all parts wrote."""
+    if decoder.config.model_type in ("falcon", "gpt_neox"):
+        pytest.skip("attention and feed-forward network read the same stream, and write into it together")
+    written, stream = [], []
+    prefix, layers = blocks.decoder_blocks(decoder)
+    handles = [layers[0].register_forward_pre_hook(lambda _, args, kw: stream.append(args[0] if args else kw["hidden_states"]), with_kwargs=True),
+               layers[-1].register_forward_hook(lambda *x: stream.append(x[2][0] if isinstance(x[2], tuple) else x[2]))]  # fmt: skip
+    with seen(decoder.eval(), sites(decoder, parts(decoder, "attention", "mlp")), lambda _, what: written.append(what)):
+        logits(decoder, tokens)
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(stream[0] + sum(part.reshape(stream[0].shape) for part in written), stream[-1])
+
+
+@pytest.mark.parametrize("asked", ["mlp", ["mlp 0"], [], Part("mlp", 0)])
+def test_parts_that_are_none_are_refused(asked):
+    with pytest.raises(LabkitError, match="labkit.inside.parts"):
+        chosen(Rung(32, 2).build(), asked)
+
+
+def test_every_module_has_its_own_mode_again():
+    model = Rung(32, 2).build().eval()
+    model.model.layers[1].mlp.train()
+    before = [module.training for module in model.modules()]
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == before and any(before)

@@ -8,6 +8,7 @@ import pytest
 
 from labkit import plotting
 from labkit.errors import LabkitError
+from labkit.plotting.doses import swept
 
 
 @pytest.fixture
@@ -65,3 +66,17 @@ def test_one_rung_and_two_doses_are_needed(verdicts):
         plotting.sweep(pd.concat([verdicts, verdicts.assign(rung="96x3")]))
     with pytest.raises(LabkitError, match="a compression at two or more sparsities"):
         plotting.sweep(verdicts[verdicts["sparsity"] == 0.5])
+
+
+def test_a_rung_with_one_sparsity_of_a_compression_has_no_line_of_it(verdicts):
+    other = verdicts[(verdicts["compression"] != "wanda") | (verdicts["sparsity"] == 0.5)].assign(rung="96x3")
+    both = pd.concat([verdicts, other], ignore_index=True)
+    drawn = set(map(tuple, both[swept(both)][["rung", "compression"]].drop_duplicates().values))
+    assert drawn == {("64x2", "random"), ("64x2", "wanda"), ("96x3", "random")}
+
+
+def test_any_number_of_criteria_is_drawn(verdicts):
+    wanda = verdicts[verdicts["compression"] == "wanda"]
+    many = pd.concat([wanda.assign(compression=f"criterion-{number}") for number in range(12)])
+    (legend,) = plotting.sweep(many).legends
+    assert [text.get_text() for text in legend.get_texts()][:12] == [f"criterion-{number}" for number in range(12)]

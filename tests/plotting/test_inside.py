@@ -128,3 +128,11 @@ def test_models_without_a_name_are_refused(looks):
     for draw in (heads, heads_alt):
         with pytest.raises(LabkitError, match=r"shows 1 to 8 models, named in a column 'model'; got \[\]. Add the column"):
             draw(looks.drop(columns="model"))
+
+
+def test_of_shares_the_least_is_told_too_and_what_is_far_below_is_readable(effects):
+    said = parts_alt(effects, "share")
+    assert "recall: head 0.1 0.10 (0.00 to 0.20), mlp 1 1.00 (0.90 to 1.10)" in said and "facts: head 0.1 1.00" in said
+    assert "recall: none" in parts_alt(effects.assign(share=effects["share"].where(effects["ability"] != "recall")), "share")
+    (axes, *_) = parts(effects.assign(share=-3.0), "share").axes
+    assert {text.get_color() for text in axes.texts} == {"black"}

@@ -186,3 +186,10 @@ def test_figures_do_not_pile_up_in_pyplot(rows, verdicts):
     before = plt.get_fignums()
     plotting.emergence(rows), plotting.retention(verdicts)
     assert plt.get_fignums() == before
+
+
+def test_every_metric_that_judges_has_a_name_in_every_figure():
+    from labkit.plotting import shapes, sizes
+    from labkit.scores import BEST
+
+    assert set(sizes._UNIT) == set(shapes._NAMED) == set(BEST)

@@ -18,8 +18,8 @@ from labkit.errors import LabkitError
 from labkit.evaluation import COLUMNS as SCORES
 from labkit.prompts.sensitivity import sensitivity
 from labkit.prompts.wording import WORDINGS, Question, Wording, askable, questions, wording
-from labkit.reader import CHOICE_ACCURACY, Reader
-from labkit.records import EXACT_MATCH, IGNORE, NLL_NATS
+from labkit.reader import Reader
+from labkit.records import CHOICE_ACCURACY, EXACT_MATCH, IGNORE, NLL_NATS
 
 __all__ = [
     "OWN", "TEMPLATES", "WORDINGS", "Question", "Template", "Wording", "ask", "askable",
@@ -259,6 +259,10 @@ def _examples(
 def _tells_apart(reader: Reader, asked: Sequence[_Asked], pairs: Sequence[tuple]) -> None:
     """Refuse a tokenizer by which two candidates, or words it does not know, are the same."""
     own, at = reader.tokenizer, 0
+
+    def back(text: str) -> str:  # what is left of a text that was read and written, blanks apart
+        return "".join(own.decode(own(text, add_special_tokens=False)["input_ids"]).split())
+
     strange = own.unk_token_id if own.unk_token_id not in (own.bos_token_id, own.eos_token_id) else None
     for one in asked:
         for start, options in zip(one.prompts, one.options, strict=True):
@@ -271,6 +275,9 @@ def _tells_apart(reader: Reader, asked: Sequence[_Asked], pairs: Sequence[tuple]
                 received = f"{one.ability.name}: {', '.join(option.strip() for option in options)}"
                 remedy = "Use a tokenizer with more words, or leave the ability out."
                 raise LabkitError("a tokenizer tells the candidates of a question apart", received, remedy)
+            if changed := [option for option in options if back(option) != "".join(option.split())]:
+                received = f"{changed[0].strip()!r} as {back(changed[0])!r}"
+                raise LabkitError("a tokenizer spells the text it is given", received, "Use one made for such text.")
 
 
 def _check(n: int, shots: int, templates: Sequence[Template]) -> None:
