@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from labkit.cost import cost
 from labkit.errors import LabkitError
@@ -70,7 +71,8 @@ def test_energy_per_call_is_what_the_counter_rose_by():
     assert joules == pytest.approx(3.0)
 
 
-def test_a_length_beyond_the_places_of_a_model_is_refused(model):
-    most = model.config.max_position_embeddings
-    with pytest.raises(LabkitError, match=f"the model has {most} places; got 'length={most + 1}'"):
-        cost(model, length=most + 1)
+def test_a_length_beyond_a_table_of_places_is_refused(model):
+    table = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=1, n_positions=8))
+    with pytest.raises(LabkitError, match="a length is one that the model has places for; got 'length=9'"):
+        cost(table, length=9, repeats=1)
+    assert cost(model, length=model.config.max_position_embeddings + 1, repeats=1).length > 128  # rotary ones have no table

@@ -148,3 +148,10 @@ def test_artifacts_without_a_manifest_are_a_fault(shipped):
 def test_half_a_torch_is_a_fault_too(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
     assert not doctor.device().ok and "AttributeError" in doctor.device().found
+
+
+def test_a_driver_that_fails_is_no_fault_of_pytorch(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: (_ for _ in ()).throw(RuntimeError("driver version")))
+    found = doctor.device()
+    assert not found.ok and "the GPU does not answer" in found.found and "nvidia-smi" in found.remedy

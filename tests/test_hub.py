@@ -170,5 +170,15 @@ def test_what_the_cache_holds_opens_without_a_network(cache, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", unreachable)
     assert hub.folder(ID, COMMIT) == cache / "snapshots" / COMMIT
     (cache / "snapshots" / COMMIT / "model.safetensors").unlink()
-    with pytest.raises(LabkitError, match="fetched from the hub"):
+    with pytest.raises(LabkitError, match="a model is fetched whole"):
+        hub.folder(ID, COMMIT)
+
+
+def test_a_transfer_that_was_cut_off_is_to_be_run_again(cache, monkeypatch):
+    def slow(*_, **__):
+        raise httpx.ReadTimeout("too slow")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", slow)
+    with pytest.raises(LabkitError, match="a model is fetched whole; got .*Run it again"):
         hub.folder(ID, COMMIT)

@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import (
     BertConfig,
-    FalconH1Config,
-    FalconH1ForCausalLM,
     BertForMaskedLM,
     BertModel,
+    FalconH1Config,
+    FalconH1ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     MambaConfig,
@@ -357,3 +357,14 @@ def test_any_end_that_the_model_names_ends_an_answer():
     free = Reader.of(model, own).write([prompt], [6])[0]
     model.generation_config.eos_token_id = [23, 30]
     assert Reader.of(model, own).write([prompt], [6])[0] == own.decode([21, 22]) != free
+
+
+def test_an_alphabet_without_a_is_looked_at_too():
+    from tokenizers import models, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+
+    amino = Tokenizer(models.BPE({letter: number for number, letter in enumerate(["|", *"CDEF"])}, []))
+    amino.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    amino.post_processor = TemplateProcessing(single="$A |", special_tokens=[("|", 0)])
+    with pytest.raises(LabkitError, match="a tokenizer lets a text go on"):
+        Reader.of(MODEL, PreTrainedTokenizerFast(tokenizer_object=amino, eos_token="|"))

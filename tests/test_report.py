@@ -267,3 +267,9 @@ def test_names_with_signs_of_mathematics_are_drawn_as_they_are(tmp_path):
             frame = pd.DataFrame({**dataclasses.asdict(row), "item": items, "value": (items % 10 < 9) * 1.0})
             store.write(run, frame, {"config": {"seed": 0}})
     assert "cut $a_$ x" in report.write_report(tmp_path / "s").read_text()
+
+
+def test_a_sweep_that_nobody_has_is_in_no_figure_of_its_own():
+    told = verdicts(("64x2", "wanda", "recall", "degraded", 5), ("64x2", "wanda", "recall", "lost", 5), ("96x3", "wanda", "recall", "absent", 5))
+    told = told.assign(sparsity=[0.3, 0.6, 0.3], retention=[0.9, 0.1, np.nan], low=0.1, high=0.95)
+    assert report._retention(told, Rule()).count("<figure") == 1

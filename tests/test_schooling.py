@@ -238,6 +238,23 @@ def test_a_folder_holds_one_profile(trained):
         schooling.train_ladder(dataclasses.replace(PLAN, name="large", tokens=4000), trained, device="cpu", workers=1)
 
 
+def test_what_another_profile_left_is_not_taken_over(trained, tmp_path):
+    from labkit import evaluation
+
+    larger = dataclasses.replace(PLAN, name="larger", tokens=4000)
+    with quick() as patch:
+        patch.setattr(evaluation, "evaluate", lambda *_, **__: (_ for _ in ()).throw(Kill))
+        with pytest.raises(Kill):
+            schooling._work(PLAN, tmp_path, "cpu")
+    with quick():
+        schooling._work(larger, tmp_path, "cpu")
+    record = json.loads((tmp_path / NAME / "training.json").read_text())
+    assert record["tokens"] == 4000 // (4 * 48) * 4 * 48
+    other = dataclasses.replace(PLAN, rungs=(("32x1", 1),))  # none of whose models is there
+    with pytest.raises(LabkitError, match="a folder holds the models of one profile"):
+        schooling.train_ladder(other, tmp_path, device="cpu", workers=1)
+
+
 def test_killed_while_it_is_given_its_name_a_model_is_there(trained, tmp_path):
     partial = tmp_path / ".training" / NAME.replace("/", "-")
     shutil.copytree(trained / NAME, partial)

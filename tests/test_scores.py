@@ -65,6 +65,15 @@ def test_rows_that_have_no_mean_are_named(frame, message):
         scores(frame)
 
 
+@pytest.mark.parametrize("column", ["params", "sparsity", "value", "chance", "seed", "item"])
+@pytest.mark.parametrize("kind", ["category", "datetime64[ns]", str])
+def test_what_is_computed_with_is_a_number(column, kind):
+    if kind == "category" and column in ("seed", "item"):
+        return  # see below
+    with pytest.raises(LabkitError, match=f"the column {column} holds numbers"):
+        scores(rows({}).astype({column: kind}))
+
+
 @pytest.mark.parametrize("kind", [object, "category"])
 def test_numbers_among_objects_are_numbers(kind):
     frame = rows({"item": 0}, {"item": 1, "value": 0.0}, {"seed": 1})

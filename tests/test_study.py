@@ -18,6 +18,7 @@ import pytest
 
 from labkit.addresses import code_hash
 from labkit.errors import LabkitError
+from labkit.pairs import Pair
 from labkit.records import ItemRow, columns
 from labkit.store import Store
 from labkit.study import MEASURING, STUDIES, TABLES, Study, studies
@@ -259,3 +260,14 @@ def test_a_dtype_is_looked_at_before_a_folder_is_made(tiny, tmp_path):
     with pytest.raises(LabkitError, match="a known dtype is needed; got 'float23'"):
         dataclasses.replace(Study.load(tiny), loading={"dtype": "float23"}).run(tmp_path / "rows")
     assert not (tmp_path / "rows").exists()
+
+
+@pytest.mark.parametrize("pair", [Pair("ladder/32x1/seed-0", "ladder/16x1/seed-0", "b"), Pair("ladder/32x2/seed-0", "ladder/16x1/seed-0", "a")])
+def test_rows_of_a_pair_are_of_this_pair(tmp_path, pair):
+    """What is written in the rows of the smaller model is part of their address: another word, or another dense model."""
+    study = Study("s", "?", abilities=("facts",), items=5, pairs=(Pair("ladder/32x1/seed-0", "ladder/16x1/seed-0", "a"),))
+    study.run(tmp_path / "rows", progress=False)
+    with pytest.raises(LabkitError, match="was measured with other pair'"):
+        dataclasses.replace(study, pairs=(pair,)).run(tmp_path / "rows", progress=False)
+    with pytest.raises(LabkitError, match="was measured with other pair'"):
+        dataclasses.replace(study, pairs=(), models=("ladder/16x1/seed-0",)).run(tmp_path / "rows", progress=False)

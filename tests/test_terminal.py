@@ -59,3 +59,6 @@ def test_numbers_are_aligned_to_the_right():
     console.print(made)
     ends = {len(line.rstrip()) for line in console.export_text().splitlines()[2:]}
     assert len(ends) == 1
+    console = Console(width=6, record=True, file=io.StringIO())
+    console.print(made)
+    assert "1,234" in console.export_text() or "…" in console.export_text()  # what is cut says so

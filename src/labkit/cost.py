@@ -61,14 +61,11 @@ def cost(model: PreTrainedModel, batch: int = 1, length: int = 128, repeats: int
     Raises
     ------
     LabkitError
-        ``batch``, ``length`` or ``repeats`` < 1; a ``length`` beyond the places that the model has.
+        ``batch``, ``length`` or ``repeats`` < 1; a ``length`` beyond a model's table of places.
     """
     for name, value in (("batch", batch), ("length", length), ("repeats", repeats)):
         if value < 1:
             raise LabkitError(f"{name} is at least 1", value, "Give a whole number of at least 1.")
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if most is not None and length > most:
-        raise LabkitError(f"the model has {most} places", f"length={length}", f"Give at most {most}.")
     device, parameters = model.device, list(model.parameters())
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -85,6 +82,8 @@ def cost(model: PreTrainedModel, batch: int = 1, length: int = 128, repeats: int
     try:
         seconds, peak = _timings(forward, repeats, device)
         energy = _energy_per_call(forward, counter) if (counter := _energy_counter(device)) else None
+    except IndexError as error:
+        raise LabkitError("a length is one that the model has places for", f"length={length}", "Give less.") from error
     finally:
         model.train(was_training)
     median = float(np.median(seconds))

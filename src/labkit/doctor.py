@@ -69,14 +69,19 @@ def _package(name: str, supported: object) -> Check:
 
 
 def device() -> Check:
-    """What models would run on; at fault only if PyTorch cannot be loaded."""
+    """What models would run on; at fault if PyTorch cannot be loaded, or a GPU be asked its name."""
     try:
         import torch
 
-        cuda = f"CUDA, {torch.cuda.get_device_name()}; " if torch.cuda.is_available() else ""
-    except Exception as error:  # a half-removed one, a shared library that does not load, a driver: anything
+        torch.zeros(1)
+    except Exception as error:  # a half-removed one, a shared library that does not load: anything
         found = f"PyTorch does not load: {type(error).__name__}: {error}"
         return Check("device", False, found, "pip install --force-reinstall torch")
+    try:
+        cuda = f"CUDA, {torch.cuda.get_device_name()}; " if torch.cuda.is_available() else ""
+    except Exception as error:
+        found = f"the GPU does not answer: {type(error).__name__}: {error}"
+        return Check("device", False, found, "Look at the driver with nvidia-smi, or hide the GPU: CUDA_VISIBLE_DEVICES=")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Check("device", True, f"{cuda}CPU, {cores} core{'s' if cores != 1 else ''}")
 

@@ -74,14 +74,14 @@ def benchmark(
     Raises
     ------
     LabkitError
-        lm_eval is not installed; an unknown preset or task; data that is neither here nor to be fetched; and see
-        `labkit.reader.Reader.of`.
+        lm_eval is not installed; an unknown preset or task; data that is neither here nor to be fetched; a tokenizer
+        without an end of text; a continuation longer than the model; and see `labkit.reader.Reader.of`.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise LabkitError("benchmarks are run by lm_eval", "a Python without it", f"Install it: {INSTALL}.")
     names = _names(tasks)
     reader = Reader.of(model, tokenizer)
-    if reader.prefix is None or reader.tokenizer.eos_token_id is None:
+    if reader.tokenizer.eos_token_id is None:
         received = f"a {type(reader.tokenizer).__name__} without"
         raise LabkitError("lm_eval needs a token that ends a text", received, "Set the tokenizer's eos_token.")
     if chat:

@@ -60,12 +60,11 @@ def folder(name: str, revision: str | None = None, weights: bool = True) -> Path
     except Exception as error:  # httpx, huggingface_hub and the disk: they share no base
         if offline:
             raise _absent(repo, wanted, offline) from None
-        if isinstance(error, httpx.TransportError):  # what is in the cache whole needs no hub
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):  # what is in the cache needs no hub
             with contextlib.suppress(errors.LocalEntryNotFoundError):
                 found = Path(snapshot_download(repo, **how, local_files_only=True))
                 if not weights or any(found.glob("*.safetensors")):
                     return found
-            raise _absent(repo, wanted, str(error)) from None
         remedy = "Run it again: files that are whole stay. Is the disk full, or your quota?"
         raise LabkitError("a model is fetched whole", f"{repo}@{at} ({type(error).__name__}: {error})", remedy) from error
     if weights and offline and not any(found.glob("*.safetensors")):

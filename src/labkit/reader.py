@@ -43,8 +43,8 @@ class Reader:
         """The model with the tokenizer given, or with the one that stands where the model was loaded from.
 
         Raises LabkitError for a model that is no causal language model (an encoder, an encoder-decoder, one without a
-        head), where there is no tokenizer, and for one that does not fit: more tokens than the model has, or an end of
-        text after every text.
+        head), where there is no tokenizer, and for one that does not fit: more tokens than the model has, or one
+        behind every text.
         """
         logits, cache = _probe(model)
         if tokenizer is None:
@@ -56,8 +56,9 @@ class Reader:
             rule = "every token of the tokenizer is one of the model's"
             remedy = "Use the tokenizer the model was trained with."
             raise LabkitError(rule, f"token {largest}, vocabulary of {rows}", remedy)
-        plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-        if plain and whole[-len(plain) :] != plain:
+        some = next(t for t in ("a", "A", *tokenizer.get_vocab()) if tokenizer(t, add_special_tokens=False)["input_ids"])
+        plain, whole = (tokenizer(some, add_special_tokens=special)["input_ids"] for special in (False, True))
+        if whole[-len(plain) :] != plain:
             remedy = "Load it with add_eos_token=False, or without its post-processor."
             received = f"one that ends each with {tokenizer.decode(whole[-1:])!r}"
             raise LabkitError("a tokenizer lets a text go on", received, remedy)
@@ -149,8 +150,9 @@ class Reader:
     ) -> list[str]:
         """What the model says after each prompt, taking the likeliest token each time, up to `stop` (left out).
 
-        At most `limits` tokens, ending with the tokenizer's end of text. What a model's `generation_config` says of
-        penalties or sampling is not followed. Blanks before the first word do not count as `stop`.
+        At most `limits` tokens, ending with an end of text, the tokenizer's or one that the model's
+        `generation_config` names; what that says of penalties or sampling is not followed. Blanks before the first word
+        do not count as `stop`.
 
         Raises LabkitError for a prompt that leaves no room to answer.
         """

@@ -259,7 +259,8 @@ def _retention(verdicts: pd.DataFrame, rule: Rule) -> str:
 
         shown = _figure(draw_sweep, (4, 2), plotting.sweep_alt(group), caption)
         figures += [f"<h3>Rung {escape(str(rung))}</h3>", shown]
-    if not (others := verdicts[~swept]).empty:
+    others = verdicts[~swept]
+    if others["retention"].notna().any() or not figures and len(others):
 
         def draw(columns: int) -> Figure:
             return plotting.retention(others, rule.margin, rule.lost, columns)

@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -97,12 +98,11 @@ def train_ladder(plan: Profile, out: Path | str, *, device: str = "auto", worker
         (out / ".write-test").unlink()
     except OSError as error:
         raise LabkitError("the folder for the ladder can be written", f"{out} ({error.strerror})", "Choose another.") from error
-    for path in (out / _name(job) / "training.json" for job in plan.jobs()):
-        if path.exists():
-            kept = json.loads(path.read_text())["provenance"]["config"]["profile"]
-            if any(kept[key] != getattr(plan, key) for key in ("tokens", "batch", "length")):
-                received = f"{out}, which has models of {kept['name']}: {kept['tokens']:,} tokens each"
-                raise LabkitError("a folder holds the models of one profile", received, "Give another --out.")
+    for path in out.glob("ladder/*/seed-*/training.json"):
+        kept = json.loads(path.read_text())["provenance"]["config"]["profile"]
+        if not _alike(plan, kept):
+            received = f"{out}, which has models of {kept['name']}: {kept['tokens']:,} tokens each"
+            raise LabkitError("a folder holds the models of one profile", received, "Give another --out.")
     fault, trace = _crew(plan, out, device, workers)
     missing = [name for name in map(_name, plan.jobs()) if not (out / name / "training.json").exists()]
     if missing:
@@ -208,6 +208,11 @@ def _work(plan: Profile, out: Path, device: str) -> None:
             time.sleep(WAIT_S)
 
 
+def _alike(plan: Profile, kept: Mapping[str, Any]) -> bool:
+    """Whether a model was trained on as much as this profile says."""
+    return all(kept[key] == getattr(plan, key) for key in ("tokens", "batch", "length"))
+
+
 def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> None:
     from labkit.abilities import abilities, corpus
     from labkit.evaluation import evaluate
@@ -217,13 +222,18 @@ def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> 
     rung, seed = job
     name, begun = _name(job), time.monotonic()
     partial = out / ".training" / name.replace("/", "-")
+    for left in (partial / "training.json", partial / TRAINED):  # of another profile, which was killed
+        if left.exists():
+            kept = json.loads(left.read_text())
+            if not _alike(plan, kept["provenance"]["config"]["profile"] if "provenance" in kept else kept["profile"]):
+                shutil.rmtree(partial)
     if (partial / "training.json").exists():  # killed while it was given its name
         (partial / TRAINED).unlink(missing_ok=True)
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         partial.rename(out / name)
         return
     if (partial / TRAINED).exists():  # killed while it was scored
-        model, done = load(str(partial)).to(device), json.loads((partial / TRAINED).read_text())
+        model, done = load(str(partial)).to(device), json.loads((partial / TRAINED).read_text())["done"]
     else:
         model = rung.build(seed).to(device)
         done = dataclasses.asdict(
@@ -240,7 +250,7 @@ def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> 
         model.save_pretrained(partial)
         for spare in SPARE_FILES:
             (partial / spare).unlink(missing_ok=True)
-        replace(json.dumps(done) + "\n", partial / TRAINED)
+        replace(json.dumps({"profile": dataclasses.asdict(plan), "done": done}) + "\n", partial / TRAINED)
     rows = evaluate(model, abilities(), n=SCORED_ITEMS, seed=SCORED_SEED, progress=False)
     means = rows.groupby(["ability", "metric"], sort=False)["value"].mean().round(4)
     config = {"profile": dataclasses.asdict(plan), "rung": rung.name, "seed": seed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Number
 
 import numpy as np
 import pandas as pd
@@ -30,10 +31,15 @@ def need(rows: pd.DataFrame, names: Iterable[str]) -> None:
     if missing:
         raise LabkitError("rows have the columns of ItemRow", f"rows without {', '.join(missing)}", "Add them.")
     for name in (name for name in _NUMBERS if name in names and len(rows)):
-        if not pd.api.types.is_numeric_dtype(rows[name]):  # numbers among objects or categories will do, text will not
-            text = rows[name].map(lambda value: isinstance(value, str)).to_numpy(bool)
-            if text.any():
-                raise LabkitError(f"the column {name} holds numbers", rows[name][text].iloc[0], "Convert it with pandas.to_numeric.")
+        if pd.api.types.is_numeric_dtype(rows[name]):
+            continue
+        # Numbers among objects will do, and what nothing is computed of may be a category.
+        wrong = ~rows[name].astype(object).map(lambda value: value is None or isinstance(value, Number)).to_numpy(bool)
+        if isinstance(rows[name].dtype, pd.CategoricalDtype) and name not in ("seed", "item"):
+            wrong[:] = True
+        if wrong.any():
+            remedy = "Convert it, e.g. with astype(float)."
+            raise LabkitError(f"the column {name} holds numbers", rows[name][wrong].iloc[0], remedy)
 
 
 def judged(rows: pd.DataFrame) -> pd.DataFrame:

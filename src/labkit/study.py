@@ -232,12 +232,12 @@ class Study:
         """All that decides the rows of a run; its hash is the run's address."""
         from labkit.abilities import abilities
 
-        small = any(pair.small == model for pair in self.pairs)
+        pair = next((pair for pair in self.pairs if pair.small == model), None)
         return {
             "model": model,
             "weights": weights,
             "compression": None if compression is None else {verb: dict(asked) for verb, asked in compression.steps},
-            **({"done before": condition((model, None), self.pairs).compression} if compression and small else {}),
+            **({"pair": [pair.dense, pair.how]} if pair else {}),  # under which the rows stand
             "calibration": None if compression is None else [CALIBRATION_SEQUENCES, self.seed],
             "abilities": [repr(ability) for ability in self.suite()],
             "metrics": list(self.metrics),

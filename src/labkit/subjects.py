@@ -65,7 +65,7 @@ def check_distinct(jobs: Iterable[Job], pairs: Sequence[Pair] = ()) -> None:
         other = known.setdefault(at := condition(job, pairs), job)
         if other != job:
             told = " and ".join(f"{name} {compression.name if compression else DENSE}" for name, compression in (other, job))
-            remedy = "Leave one out, or put it into a study of its own; folders have other names, pairs another how."
+            remedy = "Leave one out or put it into a study of its own; else give folders other names, pairs another how."
             raise LabkitError("the runs of a study differ in rung, seed or compression", f"{told}, both {at}", remedy)
 
 

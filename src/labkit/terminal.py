@@ -21,8 +21,8 @@ def table(*columns: str, **options: Any) -> Table:
     narrow = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
     made = Table(**narrow, title_justify="left", caption_justify="left", **options)
     for name in columns:
-        # What has to give in a narrow terminal is a label, which goes on in the next line, and never a digit.
-        number = {"justify": "right", "no_wrap": True, "overflow": "crop"}
+        # What gives first in a narrow terminal is a label, which goes on in the next line; digits that are cut say so.
+        number = {"justify": "right", "no_wrap": True, "overflow": "ellipsis"}
         how = number if name.startswith(">") else {"overflow": "fold", "min_width": 4}
         made.add_column(Text(name.removeprefix(">")), **how)
     return made

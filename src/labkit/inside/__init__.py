@@ -110,7 +110,7 @@ def patch(
     Parameters
     ----------
     donor
-        A model with the same layers, heads, head size and width, on the same device.
+        Another model of the same architecture, with the same layers, heads, head size and width, on the same device.
     parts, n, seed
         As for `ablate`.
 
@@ -121,7 +121,7 @@ def patch(
     Raises
     ------
     LabkitError
-        A donor of another shape or device; a part that the model lacks; what `evaluate` raises.
+        A donor of another architecture, shape or device, or the model itself; a part that the model lacks; what `evaluate` raises.
 
     Source: Zhang & Nanda 2023, arXiv 2309.16042 (there: denoising).
     """

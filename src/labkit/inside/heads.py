@@ -81,7 +81,7 @@ def head_scores(
     """
     tokens = torch.as_tensor(tokens).cpu()
     places = torch.ones_like(tokens, dtype=torch.bool) if places is None else torch.as_tensor(places).cpu()
-    if tokens.dtype != torch.int64 or tokens.ndim != 2 or places.shape != tokens.shape:
+    if tokens.dtype != torch.int64 or tokens.ndim != 2 or places.shape != tokens.shape or not tokens.numel():
         received = f"{tokens.dtype} {tuple(tokens.shape)}, places {tuple(places.shape)}"
         raise LabkitError(
             "tokens are int64 (sequences, time), and places of the same shape", received, "Give items.tokens."
@@ -102,7 +102,7 @@ def head_scores(
                 of_head = {"part": Part("head", layer, head).name, "layer": layer, "head": head, "score": score}
                 frames.append(frame.assign(**of_head))
         first += len(batch)
-    if not frames or all(frame.empty for frame in frames):
+    if all(frame.empty for frame in frames):
         raise LabkitError("places asked have something before them to look at", "none that has", "Give longer texts.")
     return pd.concat(frames, ignore_index=True)[["part", "layer", "head", "score", "item", "value", "even"]]
 
