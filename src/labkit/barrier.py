@@ -184,7 +184,8 @@ def prices(bought: pd.DataFrame, *, level: float = 0.9, min_seeds: int = 5) -> p
             least = [side["flops"].min() for side in reached]
             unknown = any(side["flops"].isna().any() for side in reached)
             # Short of the level on average is not yet below it.
-            open_ = any(there.empty and not (side["high"] < level).all() for side, there in zip(sides, reached, strict=True))
+            pairs = zip(sides, reached, strict=True)
+            open_ = any(there.empty and not (side["high"] < level).all() for side, there in pairs)
             price = "undecided" if unknown or open_ or any(side.empty for side in sides) else _price(*least)
             told.append(PriceRow(rung, size, ability, seen, *map(float, least), price))
     return pd.DataFrame([dataclasses.asdict(row) for row in told], columns=columns(PriceRow))
@@ -208,8 +209,9 @@ def answer(priced: pd.DataFrame, level: float = 0.9) -> str:
         counts = group["price"].value_counts().reindex(PRICES).dropna().astype(int)
         cheap = group.loc[group["price"].isin(["cheaper", "only taught"]), "ability"]
         known = len(group) - counts.get("undecided", 0)
-        cases = {"nobody can say yet": not known, "yes": len(cheap) == len(group), "in part": len(cheap), "no": known == len(group)}
-        verdict = next((said for said, holds in cases.items() if holds), "not shown")
+        whole = {"nobody can say yet": not known, "yes": len(cheap) == len(group), "in part": len(cheap) > 0}
+        whole |= {"no": known == len(group), "not shown": True}
+        verdict = next(said for said, holds in whole.items() if holds)
         named = f": {', '.join(cheap)}" if verdict == "in part" else ""
         told.append(f"from {seen}, {verdict}{named} ({', '.join(f'{n} {price}' for price, n in counts.items())})")
     return f"To have {level:g} of the teacher's ability for fewer FLOPs than from scratch: {'; '.join(told)}."

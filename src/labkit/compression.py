@@ -69,7 +69,8 @@ class Compression:
         """All compressions of a table in which a list stands for "each of these", in the order they are written."""
         for verb, arguments in written.items():
             if isinstance(arguments, Mapping) and (empty := [name for name, value in arguments.items() if value == []]):
-                raise LabkitError("a list of a compression holds values", f"{verb} {empty[0]} = []", "Add one, or leave it out.")
+                received = f"{verb} {empty[0]} = []"
+                raise LabkitError("a list of a compression holds values", received, "Add one, or leave it out.")
         places = [(v, a) for v, arguments in written.items() if isinstance(arguments, Mapping) for a in arguments]
         choices = [value if isinstance(value := written[v][a], list) else [value] for v, a in places]
         for picked in itertools.product(*choices):

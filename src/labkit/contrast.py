@@ -103,7 +103,7 @@ class SeedQuestion:
     high: float
     nats: float  # language-model loss of the compressed models, nats per token
     matched_params: float  # size at which dense models have this loss
-    matched_bounded: str  # "" or "at most" / "at least": beyond the ends of the ladder; then no dense model has this loss, and the end is shown
+    matched_bounded: str  # "" or "at most" / "at least": no dense model has this loss, and an end of the ladder is shown
     matched_contrast: float  # the same contrast for dense models of that size, with its 95 % interval
     matched_low: float
     matched_high: float

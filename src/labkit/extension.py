@@ -103,7 +103,8 @@ def _run(path: Path, text: bytes, version: str) -> None:
     try:
         module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location(name, path))
         sys.modules[name] = module
-        exec(compile(text, path, "exec", dont_inherit=True), module.__dict__)  # this very text: bytecode kept beside it may be of an older one
+        # This very text: bytecode that is kept beside a file may be of an older one.
+        exec(compile(text, path, "exec", dont_inherit=True), module.__dict__)
         _READ[where] = version
     except BaseException as error:  # an exit or a Ctrl-C must not leave half a file either
         sys.modules.pop(name, None)

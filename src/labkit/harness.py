@@ -222,7 +222,8 @@ def _scored_by(reader: Reader, batch_size: int) -> Any:
             values, greedy = reader.score(pairs)
             return list(zip(values.tolist(), greedy.tolist(), strict=True))
 
-    return Scored(pretrained=reader.model, tokenizer=copy.deepcopy(reader.tokenizer), batch_size=batch_size)  # which it changes
+    own = copy.deepcopy(reader.tokenizer)  # which it changes
+    return Scored(pretrained=reader.model, tokenizer=own, batch_size=batch_size)
 
 
 @contextlib.contextmanager

@@ -77,7 +77,8 @@ def beside(figures: Sequence[Figure], pairs: Sequence[Pair], rows: pd.DataFrame)
     for figure in figures:
         ability, _, metric = figure.ours.partition(": ")
         named = (rows["ability"] == ability) | rows["ability"].str.startswith(f"{ability}_")
-        mine = rows[(rows["model"].str.split("@").str[0] == figure.model.partition("@")[0]) & named & (rows["metric"] == metric)]
+        same = rows["model"].str.split("@").str[0] == figure.model.partition("@")[0]
+        mine = rows[same & named & (rows["metric"] == metric)]
         mean = mine["value"].mean() * (100 if "percent" in figure.metric else 1)
         found.append((figure.model, figure.task, figure.metric, figure.value, mean, metric, len(mine), figure.source))
     return pd.DataFrame(found, columns=["model", "task", "metric", "published", "ours", "of", "n_items", "source"])

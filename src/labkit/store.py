@@ -269,7 +269,7 @@ class Store:
 
     def _part(self, run: str) -> Path | Remote:
         if not re.fullmatch(r"[\w-]+", run):
-            raise LabkitError("a run is named by letters, digits, - and _", run, "Name it with labkit.addresses.run_id(config).")
+            raise LabkitError("a run is named by letters, digits, - and _", run, "Name it with addresses.run_id(config).")
         return self.path / "rows" / f"{run}.parquet"
 
 
@@ -278,9 +278,11 @@ def _check_marker(marker: Path | Remote) -> None:
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LabkitError(f"{_MARKER} says what a store is", f"{marker} ({error})", "Put it back, or name another folder.") from error
+        remedy = "Put it back, or name another folder."
+        raise LabkitError(f"{_MARKER} says what a store is", f"{marker} ({error})", remedy) from error
     if found != _FORMAT:
-        raise LabkitError(f"a store is one of this labkit, {_FORMAT}", found, "Open it with the labkit that made it, or a newer one.")
+        remedy = "Open it with the labkit that made it, or a newer one."
+        raise LabkitError(f"a store is one of this labkit, {_FORMAT}", found, remedy)
 
 
 def _source(part: Path | Remote) -> Path | pa.BufferReader:

@@ -154,10 +154,11 @@ class Study:
             kept = kept if isinstance(kept, dict) else {}  # kept without labkit.Study
             asked = wanted.get(subject(kept), kept | {key: getattr(self, key) for key in ("items", "seed") if key in kept})
             if differ := [key for key in sorted({*asked, *kept}) if asked.get(key) != kept.get(key)]:
-                named = ", ".join({"code": "code of labkit", "weights": "weights, config or tokenizer"}.get(key, key) for key in differ)
+                words = {"code": "code of labkit", "weights": "weights, config or tokenizer"}
+                named = ", ".join(words.get(key, key) for key in differ)
                 received = f"{out}, where {run} was measured with other {named}"
-                remedy = "Give a new folder with --out."
-                raise LabkitError("a folder holds each run of a study once, and all runs of the same items", received, remedy)
+                rule = "a folder holds each run of a study once, and all runs of the same items"
+                raise LabkitError(rule, received, "Give a new folder with --out.")
         said = json.dumps({"name": self.name, "question": self.question}) + "\n"
         if not (place := store.path / "study.json").exists() or place.read_bytes() != said.encode():
             store.put("study.json", said)

@@ -18,7 +18,7 @@ def _profiles(evidence: Evidence, kept: pd.DataFrame) -> Finding:
 
     Two conditions are compared over the abilities that all their models were asked.
     """
-    nats, gains = (_by_model(rows, value) for rows, value in ((kept[kept["metric"] == NLL_NATS], "value"), (primary(kept), "gain")))
+    nats, gains = _by_model(kept[kept["metric"] == NLL_NATS], "value"), _by_model(primary(kept), "gain")
     pairs = []
     known = [key for key in nats if key in gains]
     for c in (c for c in known if damage(c[1]) and "random" not in c[1]):

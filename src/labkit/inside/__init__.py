@@ -121,7 +121,8 @@ def patch(
     Raises
     ------
     LabkitError
-        A donor of another architecture, shape or device, or the model itself; a part that the model lacks; what `evaluate` raises.
+        A donor of another architecture, shape or device, or the model itself; a part that the model lacks; what
+        `evaluate` raises.
 
     Source: Zhang & Nanda 2023, arXiv 2309.16042 (there: denoising).
     """

@@ -53,7 +53,8 @@ def effects(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         columns |= dict(zip(("share", "share_low", "share_high"), share, strict=True))
         known = {"part": list(values), "ability": ability, "metric": metric, "value": value.mean(axis=(1, 2))}
         found.append(pd.DataFrame({**known, **columns, **_sizes(value)}))
-    places = rows.groupby("part", sort=False)[["layer", "head"]].agg(lambda x: x.iloc[0] if x.nunique(dropna=False) == 1 else pd.NA)
+    places = rows.groupby("part", sort=False)[["layer", "head"]]
+    places = places.agg(lambda x: x.iloc[0] if x.nunique(dropna=False) == 1 else pd.NA)
     return places.astype("Int64").reset_index().merge(pd.concat(found), on="part")
 
 
