@@ -323,8 +323,7 @@ def _stored_rows(*folders: str) -> list[pd.DataFrame]:
     from labkit.store import Store
 
     stores = [Store(folder) for folder in folders]
-    configs = [[each for each in store.provenance()["config"] if isinstance(each, dict)] for store in stores]
-    seeds = [sorted({config.get("seed") for config in each}) for each in configs]
+    seeds = [sorted({c.get("seed") for c in store.provenance()["config"] if isinstance(c, dict)}) for store in stores]
     if all(seeds) and any(each != seeds[0] for each in seeds):
         raise LabkitError("both runs draw their items with one seed", seeds, "Run a study of the same seed on both.")
     return [store.frame() for store in stores]

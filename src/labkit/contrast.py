@@ -192,8 +192,7 @@ def seed_question(rows: pd.DataFrame, outcomes: pd.DataFrame, rule: Rule = Rule(
     language-model loss, with the same parents. Intervals are estimate ± t(seeds − 1)·standard error of the bootstrap
     over seeds·√(n/(n − 1)): with few seeds plain percentiles are too narrow.
 
-    Abilities that fewer than `min_seeds` of the parents have (of fewer parents: not all) are left aside, and named in
-    ``reason``.
+    Abilities that fewer than `min_seeds` of the parents have (of fewer: not all) are left aside, and said in ``reason``.
 
     - undecided: fewer than `min_seeds` seeds, or no ability of one of the two kinds that as many parents have;
     - emergence lost: the contrast's lower bound exceeds `margin`;

@@ -151,8 +151,7 @@ class Reader:
         """What the model says after each prompt, taking the likeliest token each time, up to `stop` (left out).
 
         At most `limits` tokens, ending with an end of text, the tokenizer's or one that the model's
-        `generation_config` names; what that says of penalties or sampling is not followed. Blanks before the first word
-        do not count as `stop`.
+        `generation_config` names; penalties and sampling are not followed. Blanks before the first word are no `stop`.
 
         Raises LabkitError for a prompt that leaves no room to answer.
         """

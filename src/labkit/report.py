@@ -259,8 +259,7 @@ def _retention(verdicts: pd.DataFrame, rule: Rule) -> str:
 
         shown = _figure(draw_sweep, (4, 2), plotting.sweep_alt(group), caption)
         figures += [f"<h3>Rung {escape(str(rung))}</h3>", shown]
-    others = verdicts[~swept]
-    if others["retention"].notna().any() or not figures and len(others):
+    if (others := verdicts[~swept])["retention"].notna().any() or not figures and len(others):
 
         def draw(columns: int) -> Figure:
             return plotting.retention(others, rule.margin, rule.lost, columns)
@@ -295,8 +294,7 @@ def _provenance(rows: pd.DataFrame, runs: pd.DataFrame) -> str:
         for record in runs.astype(object).where(runs.notna(), None).to_dict("records")
     ]
     devices, commits = (", ".join(sorted({str(value) for value in runs[key]})) for key in ("device", "commit"))
-    dirty = int((runs["dirty"] == True).sum())  # noqa: E712 - it may be None, outside of a checkout
-    seconds = pd.to_numeric(runs["wall_s"]).sum()
+    dirty, seconds = int((runs["dirty"] == True).sum()), pd.to_numeric(runs["wall_s"]).sum()  # noqa: E712 - None: no checkout
     summary = f"{len(runs)} runs, {len(rows):,} rows, {seconds:,.0f} s in all, on {devices}; commit {commits}"
     summary += f"; {dirty} of the runs with uncommitted changes" if dirty else ""
     return _section(
@@ -339,8 +337,8 @@ def _figure(draw: Callable[[int], Figure], columns: tuple[int, int], alt: str, c
 
 def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
-    # Tight: a legend may be wider than the axes it stands above.
-    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    how = {"bbox_inches": "tight", "facecolor": "white", "metadata": {"Software": None}}  # a legend may be the widest
+    figure.savefig(buffer, format="png", dpi=_DPI, **how)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
