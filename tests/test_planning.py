@@ -15,7 +15,7 @@ from labkit.errors import LabkitError
 from labkit.flops import forward_flops_per_token
 from labkit.ladder import Rung
 from labkit.pairs import GIB
-from labkit.planning import TRAINING_BYTES, _compressed, _shape, foretell, prompt_tokens
+from labkit.planning import TRAINING_BYTES, _compressed, _rate, _shape, foretell, prompt_tokens
 from labkit.pruning import blocks
 from labkit.study import CALIBRATION_SEQUENCES, Study
 from labkit.zoo import load
@@ -143,3 +143,7 @@ def test_memory_is_of_the_type_that_is_loaded_and_of_the_adapters_that_train():
     assert double.weight_bytes == 2 * plain.weight_bytes
     matrices = blocks.matrices(load(DENSE)).values()
     assert lora.training_bytes == TRAINING_BYTES * 8 * sum(sum(matrix.weight.shape) for matrix in matrices)
+
+
+def test_rows_longer_than_a_batch_are_timed_one_by_one():
+    assert _rate(_shape(Rung(16, 1).config().to_dict()), 4096) > 0

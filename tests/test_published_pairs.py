@@ -112,7 +112,7 @@ def rows(*of: tuple[str, str, str, str, list[float]]) -> pd.DataFrame:
 def test_ours_stand_beside_figures_as_means_over_items_of_the_model_the_task_and_the_metric():
     figures = [
         Figure("a/b", "mmlu, 5-shot", "percent correct", 60.0, "paper", "mmlu: choice_accuracy"),
-        Figure("a/b", "arc_easy, 0-shot", "fraction correct", 0.5, "paper", "arc_easy: choice_accuracy"),
+        Figure("a/b@v1", "arc_easy, 0-shot", "fraction correct", 0.5, "paper", "arc_easy: choice_accuracy"),
         Figure("a/c", "arc_easy, 0-shot", "fraction correct", 0.4, "paper", "arc_easy: choice_accuracy"),
         Figure("a/b", "wikitext", "perplexity", 20.0, "card"),
     ]

@@ -271,3 +271,8 @@ def test_rows_of_a_pair_are_of_this_pair(tmp_path, pair):
         dataclasses.replace(study, pairs=(pair,)).run(tmp_path / "rows", progress=False)
     with pytest.raises(LabkitError, match="was measured with other pair'"):
         dataclasses.replace(study, pairs=(), models=("ladder/16x1/seed-0",)).run(tmp_path / "rows", progress=False)
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_file(tiny):
+    tiny.write_text("\ufeff" + TINY, encoding="utf-8")
+    assert Study.load(tiny).question == "Does it run?"
