@@ -158,7 +158,7 @@ def test_few_seeds_on_either_side_decide_no_price(few):
     ],
 )
 def test_the_answer_in_a_sentence(listed, said):
-    told = answer(pd.DataFrame({"ability": list("abc")[: len(listed)], "seen": "text", "price": listed}), level=0.8)
+    told = answer(pd.DataFrame({"ability": list("abc")[: len(listed)], "seen": "text", "level": 0.8, "price": listed}))
     assert told == f"To have 0.8 of the teacher's ability for fewer FLOPs than from scratch: {said}."
 
 
@@ -183,7 +183,10 @@ def test_frames_without_columns_are_refused(ask):
             ask(frame)
 
 
-@pytest.mark.parametrize("level", [0, 1, 5])
-def test_a_level_that_is_none_is_refused(level):
-    with pytest.raises(LabkitError, match="level lies in"):
-        prices(barrier(study(scratch=(1.0,)), None), level=level)
+def test_a_price_is_of_the_level_that_was_asked_for():
+    rows = study(distil_sequence=(0.5, 0.75, 0.78), scratch=(0.1, 0.2, 0.3))
+    told = {level: prices(barrier(rows, spent(rows), level=level)) for level in (0.7, 0.9)}
+    assert [(level, frame["level"].tolist(), frame["price"].tolist()) for level, frame in told.items()] == [
+        (0.7, [0.7], ["only taught"]), (0.9, [0.9], ["neither"]),
+    ]  # fmt: skip
+    assert answer(told[0.7]).startswith("To have 0.7 of")

@@ -332,7 +332,7 @@ def test_two_models_are_scored_on_the_same_items(monkeypatch):
         return rows("r", "dense", 0, 0.5)
 
     monkeypatch.setattr(cli, "_scored", scored)
-    monkeypatch.setattr(cli, "_speaks_ours", lambda name: None)
+    monkeypatch.setattr("labkit.subjects.check_vocabulary", lambda name, remedy: None)
     code, out, _ = call("compare", "ladder/a", "ladder/b", "--items", "40", "--seed", "7", "--device", "cpu")
     assert code == 0 and asked == [("ladder/a", 40, 7, "cpu"), ("ladder/b", 40, 7, "cpu")]
     assert "B - A over items;" in " ".join(out.split()) and "+0.000  -0.092  +0.092" in out

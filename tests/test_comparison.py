@@ -230,3 +230,9 @@ def test_stores_with_nothing_in_common_are_refused():
 def test_items_may_have_names():
     a = rows([1, 0, 0, 1]).assign(item=list("abcd"))
     assert only(compare(a, a.assign(value=1.0))).difference == 0.5
+
+
+def test_a_gate_is_a_fraction():
+    a = seeded(np.full((5, 4), 0.5))
+    with pytest.raises(LabkitError, match="gate lies in"):
+        has_more(a, a, gate=0)

@@ -418,3 +418,9 @@ def test_a_tokenizer_that_writes_other_words_than_it_reads_is_refused():
     own.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(LabkitError, match="a tokenizer spells the text it is given; got .*'REFUSE' as 'refuse'"):
         ask(TEXT_MODEL, own, abilities("guard"), n=2, progress=False)
+
+
+@pytest.mark.parametrize(("suite", "message"), [([], "a suite is a sequence of abilities"), (["recall"], "a suite is a sequence of abilities"), ([Recall(), Recall()], "names every ability once; got 'recall'")])
+def test_a_suite_is_that_of_evaluate(suite, message):
+    with pytest.raises(LabkitError, match=message):
+        ask(TEXT_MODEL, letter_tokenizer(), suite, n=2, progress=False)

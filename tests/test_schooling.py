@@ -98,7 +98,7 @@ def test_a_killed_worker_and_its_stale_lock_block_nothing(trained, tmp_path):
         with pytest.raises(Kill):
             schooling._work(PLAN, tmp_path, "cpu")
     assert not (tmp_path / NAME).exists()
-    assert (tmp_path / ".training" / "ladder-16x1-seed-0" / "step-00000006").is_dir()
+    assert list(tmp_path.glob(".training/ladder-16x1-seed-0-*/step-00000006"))
     with quick():
         schooling._work(PLAN, tmp_path, "cpu")
     a, b = (load(str(folder / NAME)).state_dict() for folder in (trained, tmp_path))
@@ -256,7 +256,7 @@ def test_what_another_profile_left_is_not_taken_over(trained, tmp_path):
 
 
 def test_killed_while_it_is_given_its_name_a_model_is_there(trained, tmp_path):
-    partial = tmp_path / ".training" / NAME.replace("/", "-")
+    partial = tmp_path / ".training" / f"{NAME.replace('/', '-')}-{PLAN.tokens}-{PLAN.batch}-{PLAN.length}"
     shutil.copytree(trained / NAME, partial)
     with quick() as patch:
         patch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))

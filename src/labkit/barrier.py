@@ -29,6 +29,7 @@ class BarrierRow:
     seen: str  # of the teacher
     ability: str
     metric: str
+    level: float  # of retention, that is enough
     enough: float  # the smallest dose, in tokens, at which mean retention reaches the level; NaN if none does
     sure: float  # the smallest one at which its lower 95 % bound does
     tokens: int  # the dose described from here on
@@ -132,7 +133,7 @@ def _row(found: list[_Dose | None], level: float, row_tokens: int, row_answers: 
     told = f"{made.tokens / 1e6:.3g}M" if enough else f"not within {made.tokens / 1e6:.3g}M"
     return [
         BarrierRow(
-            made.rung, made.start, made.size, made.way, made.seen, shown.ability, shown.metric,
+            made.rung, made.start, made.size, made.way, made.seen, shown.ability, shown.metric, level,
             enough[0].student.tokens if enough else np.nan, min(sure, default=np.nan), made.tokens, *shown.bounds,
             shown.reached, shown.n_seeds, *jeffreys_interval(shown.reached, shown.n_seeds), asked,
             asked * row_answers if asked else 0.0, made.flops, told,
@@ -148,12 +149,13 @@ class PriceRow:
     size: str
     ability: str
     seen: str  # of the teacher
+    level: float  # of retention, that is bought
     flops: float  # of the cheapest way, teacher included, by which mean retention reaches the level; NaN if none does
     alone: float  # of the cheapest training from scratch by which it does
     price: str  # one of PRICES
 
 
-def prices(bought: pd.DataFrame, *, level: float = 0.9, min_seeds: int = 5) -> pd.DataFrame:
+def prices(bought: pd.DataFrame, min_seeds: int = 5) -> pd.DataFrame:
     """Is an ability cheaper to copy than to learn? For every ability, size of student and thing seen of the teacher.
 
     - **undecided**: fewer than `min_seeds` seeds from scratch, or in every way of seeing it; FLOPs that nobody counted;
@@ -167,14 +169,12 @@ def prices(bought: pd.DataFrame, *, level: float = 0.9, min_seeds: int = 5) -> p
 
     Parameters
     ----------
-    bought : what `barrier` returns. level : the one it was asked for.
+    bought : what `barrier` returns.
 
     Returns
     -------
-    Frame with the columns of `PriceRow`. Raises LabkitError for a level outside (0, 1).
+    Frame with the columns of `PriceRow`.
     """
-    if not 0 < level < 1:
-        raise LabkitError("level lies in (0, 1)", level, "Give that of `barrier`, e.g. 0.9.")
     told = []
     for (rung, size, ability), group in bought.groupby(["rung", "size", "ability"], sort=False):
         alone, taught = (group[(group["seen"] == "nothing") == own] for own in (True, False))
@@ -185,9 +185,9 @@ def prices(bought: pd.DataFrame, *, level: float = 0.9, min_seeds: int = 5) -> p
             unknown = any(side["flops"].isna().any() for side in reached)
             # Short of the level on average is not yet below it.
             pairs = zip(sides, reached, strict=True)
-            open_ = any(there.empty and not (side["high"] < level).all() for side, there in pairs)
+            open_ = any(there.empty and not (side["high"] < side["level"]).all() for side, there in pairs)
             price = "undecided" if unknown or open_ or any(side.empty for side in sides) else _price(*least)
-            told.append(PriceRow(rung, size, ability, seen, *map(float, least), price))
+            told.append(PriceRow(rung, size, ability, seen, float(ways["level"].iloc[0]), *map(float, least), price))
     return pd.DataFrame([dataclasses.asdict(row) for row in told], columns=columns(PriceRow))
 
 
@@ -199,7 +199,7 @@ def _price(taught: float, alone: float) -> str:
     return "cheaper" if taught * NEAR < alone else "dearer" if taught > alone * NEAR else "as dear"
 
 
-def answer(priced: pd.DataFrame, level: float = 0.9) -> str:
+def answer(priced: pd.DataFrame) -> str:
     """Can near-top ability be copied cheaply? In a sentence, of what `prices` returns for one teacher and one size.
 
     Cheap is what is cheaper than from scratch, or was had with a teacher only.
@@ -209,9 +209,10 @@ def answer(priced: pd.DataFrame, level: float = 0.9) -> str:
         counts = group["price"].value_counts().reindex(PRICES).dropna().astype(int)
         cheap = group.loc[group["price"].isin(["cheaper", "only taught"]), "ability"]
         known = len(group) - counts.get("undecided", 0)
-        whole = {"nobody can say yet": not known, "yes": len(cheap) == len(group), "in part": len(cheap) > 0}
-        whole |= {"no": known == len(group), "not shown": True}
-        verdict = next(said for said, holds in whole.items() if holds)
+        if len(cheap):
+            verdict = "yes" if len(cheap) == len(group) else "in part"
+        else:
+            verdict = "no" if known == len(group) else "not shown" if known else "nobody can say yet"
         named = f": {', '.join(cheap)}" if verdict == "in part" else ""
         told.append(f"from {seen}, {verdict}{named} ({', '.join(f'{n} {price}' for price, n in counts.items())})")
-    return f"To have {level:g} of the teacher's ability for fewer FLOPs than from scratch: {'; '.join(told)}."
+    return f"To have {priced['level'].iloc[0]:g} of the teacher's ability for fewer FLOPs than from scratch: {'; '.join(told)}."

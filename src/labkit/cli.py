@@ -210,6 +210,7 @@ def compare(
     Two runs are compared in every rung and compression that both have.
     """
     from labkit import comparison
+    from labkit.subjects import check_vocabulary
 
     stores = [_is_store(name) for name in (a, b)]
     if stores[0] != stores[1]:
@@ -221,7 +222,7 @@ def compare(
     else:
         where = _device(device)
         for name in (a, b):  # both, before either is scored
-            _speaks_ours(name)
+            check_vocabulary(name, "Ask both in text, in a study, and compare the folders of its runs.")
         frame = comparison.compare(*(_scored(name, items, seed, where) for name in (a, b)))
     _console().print(comparison_table(frame, a, b))
 
@@ -327,19 +328,6 @@ def _stored_rows(*folders: str) -> list[pd.DataFrame]:
     if all(seeds) and any(each != seeds[0] for each in seeds):
         raise LabkitError("both runs draw their items with one seed", seeds, "Run a study of the same seed on both.")
     return [store.frame() for store in stores]
-
-
-def _speaks_ours(name: str) -> None:
-    """Raise LabkitError for a model that is not there, or whose tokens mean something else than labkit's."""
-    from labkit.abilities import vocabulary
-    from labkit.zoo import model_config
-
-    asked = model_config(name)
-    size = (asked.get("text_config") or asked).get("vocab_size", vocabulary.SIZE)
-    if size != vocabulary.SIZE:
-        rule = f"abilities in tokens are asked in labkit's vocabulary of {vocabulary.SIZE}"
-        remedy = "Ask both in text, in a study (prompts, or benchmarks), and compare the folders of its runs."
-        raise LabkitError(rule, f"{name}, which has {size}", remedy)
 
 
 def _scored(name: str, items: int, seed: int, device: str) -> pd.DataFrame:

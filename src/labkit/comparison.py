@@ -96,10 +96,12 @@ def has_more(
     -------
     One row per ability, sorted: the columns of `COLUMNS`, with p adjusted over these rows, and ``answer``.
 
-    Raises LabkitError for a margin that is not positive, and as `compare` does.
+    Raises LabkitError for a margin that is not positive, a gate outside (0, 1), and as `compare` does.
     """
     if not margin > 0:
         raise LabkitError("a margin is positive", margin, "Give a difference that does not matter, e.g. 0.05.")
+    if not 0 < gate < 1:
+        raise LabkitError("gate lies in (0, 1)", gate, "Give a fraction, e.g. 0.2.")
     for rows in (rows_a, rows_b):
         need(rows, ("metric", "chance"))
     frame = _adjusted(primary(compare(judged(rows_a), judged(rows_b))).sort_values("ability", ignore_index=True))
@@ -123,7 +125,7 @@ def compare_conditions(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> pd.DataFra
     Raises LabkitError as `compare` does, and where the two have nothing in common.
     """
     for rows in (rows_a, rows_b):
-        need(rows, (*CONDITION, *_KEYS, "params"))
+        need(rows, (*CONDITION, *_KEYS, "params"), numbers=("sparsity", "params"))
     rows_a, rows_b = _shared(rows_a, rows_b)
     sides = [dict(list(rows.groupby(list(CONDITION), observed=True))) for rows in (rows_a, rows_b)]
     common = [key for key in sides[0] if key in sides[1]]
@@ -155,9 +157,7 @@ def _shared(*sides: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _scores(rows: pd.DataFrame, side: str) -> pd.DataFrame:
     """Value and chance, by ability, metric, seed and item."""
-    need(rows, ("ability", "metric", "value"))
-    if "item" not in rows:  # which may be a name
-        raise LabkitError("rows have the columns of ItemRow", "rows without item", "Add them.")
+    need(rows, (*_KEYS, "value"), numbers=("value",))  # items may have names
     if rows.empty:
         raise LabkitError("a comparison needs rows on both sides", f"{side} without rows", "Evaluate it first.")
     seed = rows["seed"] if "seed" in rows else np.zeros(len(rows), int)

@@ -234,19 +234,20 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
         check_recover(**arguments)
     if verb in STUDENT_VERBS:
         _check_student(verb, arguments)
-    if verb == "drop_layers":
-        if ("drop" in arguments) == ("keep" in arguments):
-            raise LabkitError("drop_layers says either drop or keep", dict(arguments), "Write e.g. { drop = 1 }.")
-        for name in ("drop", "keep"):
-            if name in arguments and whole(f"{name} of drop_layers", arguments[name], 1) < 1:
-                raise LabkitError(f"{name} of drop_layers is 1 or more", arguments[name], "Write e.g. { drop = 1 }.")
-    if verb == "shrink":
-        for name in (name for name in SIZES if name in arguments):
-            share = isinstance(arguments[name], float)
-            if share and not 0 < arguments[name] <= 1:
-                raise LabkitError(f"{name} of shrink, with a point, is the share kept", arguments[name], "Write e.g. 0.5.")
-            if not share and whole(f"{name} of shrink", arguments[name], 4) < 1:
-                raise LabkitError(f"{name} of shrink is 1 or more", arguments[name], "Write e.g. 4, or a share such as 0.5.")
+    if verb == "drop_layers" and ("drop" in arguments) == ("keep" in arguments):
+        raise LabkitError("drop_layers says either drop or keep", dict(arguments), "Write e.g. { drop = 1 }.")
+    for name in ("drop", "keep", *SIZES):
+        if arguments.get(name) is not None:
+            _check_size(f"{name} of {verb}", arguments[name], share=name in SIZES)
+
+
+def _check_size(what: str, value: Any, share: bool) -> None:
+    """Of layers, heads, neurons or width: a whole number, or, where it may be a ``share``, with a point, in (0, 1]."""
+    if share and isinstance(value, float):
+        if not 0 < value <= 1:
+            raise LabkitError(f"{what}, with a point, is the share kept", value, "Write e.g. 0.5.")
+    elif whole(what, value, 1) < 1:
+        raise LabkitError(f"{what} is 1 or more", value, "Write e.g. 1.")
 
 
 def _check_student(verb: str, arguments: Mapping[str, Any]) -> None:

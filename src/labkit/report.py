@@ -294,7 +294,8 @@ def _provenance(rows: pd.DataFrame, runs: pd.DataFrame) -> str:
         for record in runs.astype(object).where(runs.notna(), None).to_dict("records")
     ]
     devices, commits = (", ".join(sorted({str(value) for value in runs[key]})) for key in ("device", "commit"))
-    dirty, seconds = int((runs["dirty"] == True).sum()), pd.to_numeric(runs["wall_s"]).sum()  # noqa: E712 - None: no checkout
+    dirty = int((runs["dirty"] == True).sum())  # noqa: E712 - it may be None, outside of a checkout
+    seconds = pd.to_numeric(runs["wall_s"]).sum()
     summary = f"{len(runs)} runs, {len(rows):,} rows, {seconds:,.0f} s in all, on {devices}; commit {commits}"
     summary += f"; {dirty} of the runs with uncommitted changes" if dirty else ""
     return _section(
@@ -337,8 +338,7 @@ def _figure(draw: Callable[[int], Figure], columns: tuple[int, int], alt: str, c
 
 def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
-    how = {"bbox_inches": "tight", "facecolor": "white", "metadata": {"Software": None}}  # a legend may be the widest
-    figure.savefig(buffer, format="png", dpi=_DPI, **how)
+    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white", metadata={"Software": None})
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -13,10 +13,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 import filelock
 
@@ -100,7 +99,7 @@ def train_ladder(plan: Profile, out: Path | str, *, device: str = "auto", worker
         raise LabkitError("the folder for the ladder can be written", f"{out} ({error.strerror})", "Choose another.") from error
     for path in out.glob("ladder/*/seed-*/training.json"):
         kept = json.loads(path.read_text())["provenance"]["config"]["profile"]
-        if not _alike(plan, kept):
+        if any(kept[key] != getattr(plan, key) for key in ("tokens", "batch", "length")):
             received = f"{out}, which has models of {kept['name']}: {kept['tokens']:,} tokens each"
             raise LabkitError("a folder holds the models of one profile", received, "Give another --out.")
     fault, trace = _crew(plan, out, device, workers)
@@ -208,11 +207,6 @@ def _work(plan: Profile, out: Path, device: str) -> None:
             time.sleep(WAIT_S)
 
 
-def _alike(plan: Profile, kept: Mapping[str, Any]) -> bool:
-    """Whether a model was trained on as much as this profile says."""
-    return all(kept[key] == getattr(plan, key) for key in ("tokens", "batch", "length"))
-
-
 def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> None:
     from labkit.abilities import abilities, corpus
     from labkit.evaluation import evaluate
@@ -221,19 +215,13 @@ def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> 
 
     rung, seed = job
     name, begun = _name(job), time.monotonic()
-    partial = out / ".training" / name.replace("/", "-")
-    for left in (partial / "training.json", partial / TRAINED):  # of another profile, which was killed
-        if left.exists():
-            kept = json.loads(left.read_text())
-            if not _alike(plan, kept["provenance"]["config"]["profile"] if "provenance" in kept else kept["profile"]):
-                shutil.rmtree(partial)
+    # Named by the profile, too: what another one left when it was killed is not taken over.
+    partial = out / ".training" / f"{name.replace('/', '-')}-{plan.tokens}-{plan.batch}-{plan.length}"
     if (partial / "training.json").exists():  # killed while it was given its name
-        (partial / TRAINED).unlink(missing_ok=True)
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(out / name)
+        _finish(partial, out / name)
         return
     if (partial / TRAINED).exists():  # killed while it was scored
-        model, done = load(str(partial)).to(device), json.loads((partial / TRAINED).read_text())["done"]
+        model, done = load(str(partial)).to(device), json.loads((partial / TRAINED).read_text())
     else:
         model = rung.build(seed).to(device)
         done = dataclasses.asdict(
@@ -250,7 +238,7 @@ def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> 
         model.save_pretrained(partial)
         for spare in SPARE_FILES:
             (partial / spare).unlink(missing_ok=True)
-        replace(json.dumps({"profile": dataclasses.asdict(plan), "done": done}) + "\n", partial / TRAINED)
+        replace(json.dumps(done) + "\n", partial / TRAINED)
     rows = evaluate(model, abilities(), n=SCORED_ITEMS, seed=SCORED_SEED, progress=False)
     means = rows.groupby(["ability", "metric"], sort=False)["value"].mean().round(4)
     config = {"profile": dataclasses.asdict(plan), "rung": rung.name, "seed": seed}
@@ -263,12 +251,16 @@ def _train_one(plan: Profile, job: tuple[Rung, int], out: Path, device: str) -> 
         "provenance": provenance(config, {}, time.monotonic() - begun, _device_name(device)),
     }
     replace(json.dumps(record) + "\n", partial / "training.json")
-    (partial / TRAINED).unlink()
-    (out / name).parent.mkdir(parents=True, exist_ok=True)
-    partial.rename(out / name)
+    _finish(partial, out / name)
     if not sys.stderr.isatty():  # no bars there
         pace = f"{done['tokens']:,} tokens in {done['seconds']:,.0f} s, {done['tokens'] / done['seconds']:,.0f} tokens/s"
         print(f"{name}: {pace}, loss {done['loss_nats'][-1][1]:.3f} nats", file=sys.stderr, flush=True)
+
+
+def _finish(partial: Path, final: Path) -> None:
+    (partial / TRAINED).unlink(missing_ok=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial.rename(final)
 
 
 def _cores() -> int:

@@ -22,15 +22,16 @@ MODEL = ["rung", "seed", "compression", "sparsity"]
 
 _KEYS = [*MODEL, "ability", "metric"]
 
-_NUMBERS = ("params", "seed", "sparsity", "item", "value", "chance")
+NUMBERS = ("params", "seed", "sparsity", "item", "value", "chance")
+"""Columns that hold numbers."""
 
 
-def need(rows: pd.DataFrame, names: Iterable[str]) -> None:
-    """Raise LabkitError unless rows have these columns of `labkit.records.ItemRow`, numbers where it has numbers."""
+def need(rows: pd.DataFrame, names: Iterable[str], numbers: Iterable[str] = NUMBERS) -> None:
+    """Raise LabkitError unless rows have these columns of `labkit.records.ItemRow`, and numbers in those of ``numbers``."""
     missing = [name for name in names if name not in rows]
     if missing:
         raise LabkitError("rows have the columns of ItemRow", f"rows without {', '.join(missing)}", "Add them.")
-    for name in (name for name in _NUMBERS if name in names and len(rows)):
+    for name in (name for name in numbers if name in names and len(rows)):
         if pd.api.types.is_numeric_dtype(rows[name]):
             continue
         # Numbers among objects will do, and what nothing is computed of may be a category.

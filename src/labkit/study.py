@@ -19,9 +19,11 @@ from labkit.errors import LabkitError, unknown
 from labkit.pairs import Figure, Needs, Pair
 from labkit.records import DENSE
 from labkit.store import Store, provenance
-from labkit.subjects import Job, check_distinct, check_pairs, condition, matching, subject
+from labkit.subjects import (
+    Job, check_distinct, check_pairs, check_vocabulary, condition, matching, pair_of, subject, vocabulary_size,
+)  # fmt: skip
 from labkit.texts import Text, text_corpus
-from labkit.zoo import check_dtype, load, model_config, tokenizer, weights_id
+from labkit.zoo import load, tokenizer, torch_dtype, weights_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,17 +195,15 @@ class Study:
         from labkit.abilities import abilities, vocabulary
 
         if "dtype" in self.loading:
-            check_dtype(self.loading["dtype"])
+            torch_dtype(self.loading["dtype"])
         own = {ability.name for ability in abilities()} & {ability.name for ability in self.suite()}
         compressed = {model: compression for model, compression in self.jobs() if compression is not None}
         students = [c.name for c in self.compressions if any("student" in dict(a) for v, a in c.steps if v in STUDENT_VERBS)]
         for model in dict.fromkeys(model for model, _ in self.jobs()):
-            asked = model_config(model)
-            size = (asked.get("text_config") or asked).get("vocab_size", vocabulary.SIZE)
+            size = vocabulary_size(model)
             received = f"{model}, which has {size}"
-            if size != vocabulary.SIZE and own:
-                rule = f"abilities in tokens are asked in labkit's vocabulary of {vocabulary.SIZE}"
-                raise LabkitError(rule, received, "Ask it in text: prompts, or benchmarks.")
+            if own:
+                check_vocabulary(model, "Ask it in text: prompts, or benchmarks.")
             if size != vocabulary.SIZE and model in compressed and self.text is None:
                 rule = f"calibration and training are in labkit's vocabulary of {vocabulary.SIZE} tokens, or on a text"
                 raise LabkitError(rule, received, 'Give a text of yours: text = { file = "my.txt", length = 128 }.')
@@ -233,7 +233,7 @@ class Study:
         """All that decides the rows of a run; its hash is the run's address."""
         from labkit.abilities import abilities
 
-        pair = next((pair for pair in self.pairs if pair.small == model), None)
+        pair = pair_of(model, self.pairs)
         return {
             "model": model,
             "weights": weights,

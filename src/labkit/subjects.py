@@ -14,7 +14,7 @@ from labkit.errors import LabkitError, unknown
 from labkit.hub import is_id
 from labkit.pairs import Pair
 from labkit.records import DENSE
-from labkit.zoo import manifest
+from labkit.zoo import manifest, model_config
 
 Job = tuple[str, Compression | None]
 """(model, compression) of one run; None is the dense model."""
@@ -47,10 +47,32 @@ def matching(patterns: Sequence[str]) -> list[str]:
     return list(found)
 
 
+def vocabulary_size(model: str) -> int:
+    """Tokens of a model, by its config; labkit's where that does not say. Raises LabkitError as `zoo.model_config`."""
+    from labkit.abilities import vocabulary
+
+    asked = model_config(model)
+    return (asked.get("text_config") or asked).get("vocab_size", vocabulary.SIZE)
+
+
+def check_vocabulary(model: str, remedy: str) -> None:
+    """Raise LabkitError for a model whose tokens mean something else than labkit's, with what to do instead."""
+    from labkit.abilities import vocabulary
+
+    if (size := vocabulary_size(model)) != vocabulary.SIZE:
+        rule = f"abilities in tokens are asked in labkit's vocabulary of {vocabulary.SIZE}"
+        raise LabkitError(rule, f"{model}, which has {size}", remedy)
+
+
+def pair_of(model: str, pairs: Sequence[Pair]) -> Pair | None:
+    """The pair whose smaller model this is."""
+    return next((pair for pair in pairs if pair.small == model), None)
+
+
 def condition(job: Job, pairs: Sequence[Pair] = ()) -> Condition:
     """The condition of a run: a model that others made smaller stands under its dense one, by what they did to it."""
     name, compression = job
-    pair = next((pair for pair in pairs if pair.small == name), None)
+    pair = pair_of(name, pairs)
     done = [pair.how] if pair else []
     if compression is not None:
         done.append(compression.name)

@@ -20,11 +20,10 @@ def table(*columns: str, **options: Any) -> Table:
     """A plain, narrow table; a column whose name begins with > holds numbers: aligned to the right, and whole at 80."""
     narrow = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
     made = Table(**narrow, title_justify="left", caption_justify="left", **options)
+    # What gives first in a narrow terminal is a label, which goes on in the next line; digits that are cut say so.
+    number, label = {"justify": "right", "no_wrap": True, "overflow": "ellipsis"}, {"overflow": "fold", "min_width": 4}
     for name in columns:
-        # What gives first in a narrow terminal is a label, which goes on in the next line; digits that are cut say so.
-        number = {"justify": "right", "no_wrap": True, "overflow": "ellipsis"}
-        how = number if name.startswith(">") else {"overflow": "fold", "min_width": 4}
-        made.add_column(Text(name.removeprefix(">")), **how)
+        made.add_column(Text(name.removeprefix(">")), **(number if name.startswith(">") else label))
     return made
 
 

@@ -117,13 +117,13 @@ def load(
     config = _check_config(name, where, trust_remote_code)
     if kind == "hub":
         where = hub.folder(hub.parse(name)[0], where.name)  # of this commit, whatever branch it was named by
-    options: dict = {"dtype": _dtype(dtype), "device_map": device_map, "trust_remote_code": trust_remote_code}
+    options: dict = {"dtype": torch_dtype(dtype), "device_map": device_map, "trust_remote_code": trust_remote_code}
     if config.get("attn_logit_softcapping") is not None:
         options["attn_implementation"] = "eager"
     from labkit.pruning import ledger
 
     # float16 has no small weights: what becomes 0 there was not pruned, so the zeros are checked before.
-    float16 = _dtype("float16")
+    float16 = torch_dtype("float16")
     narrowed = ledger.FIELD in config and options["dtype"] == float16
     with _quiet() if kind == "shipped" else contextlib.nullcontext():
         model = _from_pretrained(name, where, {**options, "dtype": "auto"} if narrowed else options)
@@ -239,12 +239,8 @@ def _names(entry: str | tuple | list) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise the LabkitError that `load` would raise for this dtype."""
-    _dtype(dtype)
-
-
-def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+def torch_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """The type of PyTorch that is meant by a name; "auto" stays. Raises LabkitError for another."""
     import torch
 
     known = {"auto": "auto", **{name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}}

@@ -16,6 +16,7 @@ from labkit.abilities import Ability, Items, abilities
 from labkit.abilities import vocabulary as V
 from labkit.errors import LabkitError
 from labkit.evaluation import COLUMNS as SCORES
+from labkit.evaluation import _check as check_suite
 from labkit.prompts.sensitivity import sensitivity
 from labkit.prompts.wording import WORDINGS, Question, Wording, askable, questions, wording
 from labkit.reader import Reader
@@ -103,13 +104,14 @@ def ask(
     Raises
     ------
     LabkitError
-        See `labkit.reader.Reader.of`; an ability that has no wording; a tokenizer that cannot spell the text or tell
+        See `labkit.reader.Reader.of`; no abilities, or one twice; an ability that has no wording; a tokenizer that cannot spell the text or tell
         two candidates apart; a prompt that the model is too short for; chat without a chat template.
     """
     _check(n, shots, templates)
     own = all(template.own for template in templates)
     if suite is None:
         suite = [ability for ability in abilities() if askable(ability, own)]
+    check_suite(suite, n, batch_tokens=1)
     for ability in suite:
         for template in templates:
             wording(ability, template.own)
@@ -257,7 +259,7 @@ def _examples(
 
 
 def _tells_apart(reader: Reader, asked: Sequence[_Asked], pairs: Sequence[tuple]) -> None:
-    """Refuse a tokenizer by which two candidates, or words it does not know, are the same."""
+    """Refuse a tokenizer by which two candidates, or words it does not know, are the same, or that alters words."""
     own, at = reader.tokenizer, 0
 
     def back(text: str) -> str:  # what is left of a text that was read and written, blanks apart
