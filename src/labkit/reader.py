@@ -43,8 +43,7 @@ class Reader:
         """The model with the tokenizer given, or with the one that stands where the model was loaded from.
 
         Raises LabkitError for a model that is no causal language model (an encoder, an encoder-decoder, one without a
-        head), where there is no tokenizer, and for one that does not fit: more tokens than the model has, or one
-        behind every text.
+        head), without a tokenizer, and for one with more tokens than the model, or that puts one behind every text.
         """
         logits, cache = _probe(model)
         if tokenizer is None:
@@ -56,9 +55,10 @@ class Reader:
             rule = "every token of the tokenizer is one of the model's"
             remedy = "Use the tokenizer the model was trained with."
             raise LabkitError(rule, f"token {largest}, vocabulary of {rows}", remedy)
-        some = next(t for t in ("a", "A", *tokenizer.get_vocab()) if tokenizer(t, add_special_tokens=False)["input_ids"])
+        texts = ("a", "A", *(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)))
+        some = next((text for text in texts if tokenizer(text, add_special_tokens=False)["input_ids"]), "a")
         plain, whole = (tokenizer(some, add_special_tokens=special)["input_ids"] for special in (False, True))
-        if whole[-len(plain) :] != plain:
+        if plain and whole[-len(plain) :] != plain:
             remedy = "Load it with add_eos_token=False, or without its post-processor."
             received = f"one that ends each with {tokenizer.decode(whole[-1:])!r}"
             raise LabkitError("a tokenizer lets a text go on", received, remedy)
