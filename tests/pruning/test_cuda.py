@@ -16,7 +16,7 @@ from torch.sparse import to_sparse_semi_structured
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from labkit.errors import LabkitError
-from labkit.pruning import CRITERIA, Options, blocks, engine, masks, prune, sparsity
+from labkit.pruning import CRITERIA, Options, blocks, engine, masks, prune, sparsegpt, sparsity
 from labkit.pruning.moments import Hessian, Norms
 
 DEVICE = "cuda"
@@ -56,10 +56,21 @@ def test_masks_are_those_of_the_cpu_and_the_model_stays_there(gpu, criterion, as
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.5])
 @pytest.mark.parametrize("group", masks.GROUPS)
-def test_of_equals_the_first_go_there_too(gpu, group, sparsity):
-    scores = torch.randint(0, 7, (32, 500), generator=torch.Generator().manual_seed(0)).float()
+@pytest.mark.parametrize("shape", [(32, 500), (masks.GROUPS_TO_SELECT_IN, masks.SORTED_SCORES + 1)], ids=str)
+def test_of_equals_the_first_go_there_too(gpu, shape, group, sparsity):
+    scores = torch.randint(0, 7, shape, generator=torch.Generator().manual_seed(0)).float()
     keep = masks.keep_highest(scores.to(DEVICE), sparsity, group)
     assert torch.equal(keep.cpu(), masks.keep_highest(scores, sparsity, group))
+
+
+def test_groups_too_wide_to_be_sorted_are_pruned_all_the_same(gpu, monkeypatch):
+    """Selecting waits for the GPU, which a recording cannot."""
+    asked = {"pattern": "8:32", "calibration": tokens(4)}
+    expected = prune(built(layers=1), "sparsegpt", **asked)
+    monkeypatch.setattr(masks, "SORTED_SCORES", 16)
+    monkeypatch.setattr(masks, "GROUPS_TO_SELECT_IN", 1)
+    found = prune(built(layers=1), "sparsegpt", options=LEND, **asked)
+    assert nearly_the_same_masks(found, expected)
 
 
 def nearly_the_same_masks(one: LlamaForCausalLM, other: LlamaForCausalLM) -> bool:
@@ -83,11 +94,17 @@ def one_micro_batch(gpu: RealGPU | SimulatedGPU, model: LlamaForCausalLM, sequen
 
 @pytest.mark.parametrize(("criterion", "statistic"), [("wanda", Norms), ("sparsegpt", Hessian)])
 def test_memory_is_a_block_its_statistics_and_one_micro_batch(gpu, criterion, statistic):
-    """The model is many times as large, and so are all its activations. A GPU brings the next ones while it computes."""
+    """The model is many times as large, and so are all its activations. A GPU brings the next ones while it computes.
+
+    For SparseGPT also what a GPU has recorded: arguments and results for 128 columns of each shape of matrix.
+    """
     model, sequences = built(width=512, layers=4), blocks.micro_batch(LENGTH, torch.device(DEVICE))
     gpu.most(lambda: prune(model, criterion, 0.5, calibration=tokens(4), options=LEND))  # workspaces that stay
     inputs = 3 * [512] + [3 * 512]
     statistics = sum(4 * (size if statistic is Norms else size**2) for size in inputs)
+    columns = sparsegpt.BLOCK
+    if statistic is Hessian:
+        statistics += sum(columns * (13 * outputs + 4 * columns) for outputs in (256, 512, 3 * 512))
     grown = gpu.most(lambda: prune(model, criterion, 0.5, calibration=tokens(8 * sequences), options=LEND))
     real = isinstance(gpu, RealGPU)
     rounded = 1.05 if real else 1.002  # an allocator's blocks; masks and positions

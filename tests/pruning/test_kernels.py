@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
 
-from labkit.pruning import blocks, kernels, streaming
+from labkit.pruning import blocks, kernels, masks, sparsegpt, streaming
 
 GPU = torch.device("cuda")
 
@@ -154,3 +154,59 @@ def test_half_precision_keeps_the_attention_that_shares_heads(monkeypatch):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         with kernels.better(nn.Linear(2, 2, dtype=dtype), GPU):
             assert len(inside) == 1
+
+
+SWEEPS = {
+    "0.5": (masks.Keep(0.5), None),
+    "0.3 of a row": (masks.Keep(0.3, "row"), None),
+    "2:4": (masks.Keep(pattern=(2, 4)), 4),
+    "8:32": (masks.Keep(pattern=(8, 32)), 32),
+}
+
+
+@pytest.mark.parametrize("asked", SWEEPS)
+def test_what_a_gpu_repeats_is_what_it_was_launched_to_do(gpu, asked):
+    """To the bit, with other numbers in every block and matrix."""
+    keep, m = SWEEPS[asked]
+    recorded = kernels.Recorded(sparsegpt.sweep_columns)
+    generator = torch.Generator().manual_seed(0)
+    for outputs in (24, 40, 24):
+        x = torch.randn(900, 672, generator=generator)
+        weight = torch.randn(outputs, 672, generator=generator)
+        weight[:, ::5] = 0
+        factor = sparsegpt.inverse_factor((x.T @ x).to("cuda"), "w")
+        given = weight.to("cuda"), factor, torch.zeros(672, dtype=torch.bool, device="cuda"), keep, m
+        expected = sparsegpt.prune_columns(*given)
+        assert torch.equal(sparsegpt.prune_columns(*given, recorded).cpu(), expected.cpu())
+    assert {(24, 128), (40, 128)} <= {shape for ((shape, *_), *_), repeat in recorded.known.items() if repeat}
+    if isinstance(gpu, SimulatedGPU):
+        assert gpu.replays == 4 + 4 + 5 + 1  # of 5 blocks and a narrower one each
+
+
+def doubled(x: torch.Tensor, times: int) -> torch.Tensor:
+    return 2 * x * times
+
+
+def test_with_other_settings_what_was_recorded_is_dropped(gpu):
+    recorded = kernels.Recorded(doubled)
+    for times in (3, 4, 3):
+        for number in range(4):
+            given = torch.full((1 + number % 2,), float(number), device="cuda")
+            assert recorded(given, times).tolist() == (1 + number % 2) * [2 * number * times]
+        assert len(recorded.known) == 2
+
+
+def test_a_recording_that_does_not_fit_is_not_made(gpu, monkeypatch):
+    def record(function, arguments):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(kernels, "record", record)
+    recorded = kernels.Recorded(doubled)
+    assert [recorded(torch.tensor(number, device="cuda"), 1).item() for number in range(4)] == [0, 2, 4, 6]
+
+
+def test_on_a_cpu_nothing_is_recorded():
+    recorded = kernels.Recorded(torch.add)
+    for number in range(3):
+        assert recorded(torch.tensor(number), torch.tensor(1)) == number + 1
+    assert not recorded.known

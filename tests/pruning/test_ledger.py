@@ -88,6 +88,15 @@ def test_an_entry_is_the_share_shape_and_hash_of_the_zeros_packed_to_bits(build)
     ledger.check_masks(model)
 
 
+@pytest.mark.parametrize("build", [lambda: Rung(16, 2).build(), gpt2, odd])
+def test_an_entry_made_on_a_gpu_is_the_same(gpu, build):
+    model = pruned(build)
+    written = model.config.labkit_masks
+    ledger.record_masks(model.to("cuda"))
+    assert model.config.labkit_masks == written
+    ledger.check_masks(model)
+
+
 def test_matrices_without_zeros_are_left_out_and_a_dense_model_has_no_ledger():
     model = Rung(16, 2).build()
     ledger.record_masks(model)

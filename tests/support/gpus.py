@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -33,6 +34,12 @@ CROSSING = ("is_same_size", "copy_")
 
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
 """Operations that take indices on the CPU for a tensor on the GPU, but not the other way."""
+
+LOOKING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "allclose", "_unique2", "repeat_interleave")
+"""Operations that wait for what the GPU has computed."""
+
+
+CAPTURING = "CUDA error: operation not permitted when stream is capturing"
 
 
 class RealGPU:
@@ -68,14 +75,17 @@ class SimulatedGPU(TorchFunctionMode):
         self.capacity, self.allocated, self.peak = capacity, 0, 0
         self.storages: set[int] = set()  # that lie there
         self.made = CPU  # where an operation that is given no tensor puts what it makes
-        self.operations = _Operations(self)
+        self.operations, self.recording, self.replays = _Operations(self), False, 0
+        self.patch = mock.patch("labkit.pruning.kernels.record", self.record)
 
     def __enter__(self) -> SimulatedGPU:
         super().__enter__()
         self.operations.__enter__()
+        self.patch.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.patch.stop()
         self.operations.__exit__(*error)
         super().__exit__(*error)
 
@@ -93,6 +103,21 @@ class SimulatedGPU(TorchFunctionMode):
             yield
         finally:
             self.capacity = before
+
+    def record(self, function: Callable, arguments: Sequence) -> tuple[Any, Callable[[], None]]:
+        """In the place of `labkit.pruning.kernels.record`: the function is called again, and what waits is refused."""
+        self.recording = True
+        try:
+            results = function(*arguments)
+        finally:
+            self.recording = False
+
+        def replay() -> None:
+            self.replays += 1
+            for result, again in zip(_tensors(results), _tensors(function(*arguments)), strict=True):
+                result.copy_(again)
+
+        return results, replay
 
     def device(self, tensor: Tensor) -> torch.device:
         """Where it lies."""
@@ -145,6 +170,8 @@ class SimulatedGPU(TorchFunctionMode):
         here, dtype = self.device(tensor), dtype or tensor.dtype
         if device is None or device.type == here.type:
             return tensor.to(dtype, copy=copy)
+        if self.recording:
+            raise RuntimeError(f"{CAPTURING} (from {here} to {device})")
         with self.operations.unplaced():
             moved = tensor.to(dtype, copy=True)
         return self.put(moved, device)
@@ -195,6 +222,9 @@ class _Operations(TorchDispatchMode):
         elif where == GPU and any(self.gpu.device(tensor) == CPU for tensor in given if tensor.ndim):
             rule = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
             raise RuntimeError(f"{rule} ({function})")
+        chosen = name in INDEXED and any(tensor.dtype == torch.bool for tensor in given[1:])  # by a mask
+        if self.gpu.recording and (chosen or name in LOOKING):
+            raise RuntimeError(f"{CAPTURING} ({function})")
         made = function(*args, **(kwargs or {}))
         return self.gpu.put(made, where) if self.places else made
 

@@ -96,3 +96,22 @@ def test_what_does_not_fit_is_refused_and_takes_nothing(gpu):
             with pytest.raises(torch.OutOfMemoryError):
                 asks()
     assert gpu.allocated == 4096 and (there + 1).sum() == 1000
+
+
+def test_a_recording_looks_at_nothing_and_repeats_what_it_does_in_the_same_memory():
+    with SimulatedGPU() as gpu:
+        given = torch.ones(4, device="cuda")
+        turned, replay = gpu.record(lambda x: (2 * x).flip(0), [given])
+        for number in (3.0, 5.0):
+            given.copy_(torch.tensor([0.0, 0.0, 0.0, number]))
+            replay()
+            assert turned.tolist() == [2 * number, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "look",
+    [lambda x: x * bool(x.any()), lambda x: x[x > 0], lambda x: x.cpu(), lambda x: torch.equal(x, x), torch.unique],
+)
+def test_a_recording_is_refused_what_waits_for_the_gpu(look):
+    with SimulatedGPU() as gpu, pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        gpu.record(look, [torch.ones(4, device="cuda")])

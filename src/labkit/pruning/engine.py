@@ -19,14 +19,15 @@ from transformers import PreTrainedModel
 
 from labkit import extension
 from labkit.errors import LabkitError
-from labkit.pruning import blocks, sparsegpt, streaming
+from labkit.pruning import blocks, kernels, sparsegpt, streaming
 from labkit.pruning.blocks import Matrix
 from labkit.pruning.criteria import CALIBRATED, CRITERIA
 from labkit.pruning.masks import Keep
 from labkit.pruning.moments import Hessian, Norms, Statistic
 
-SCORES = {"cpu": 2**18, "cuda": 2**22}
-"""Scores held at once where rows do not compete, by type of device: 1 MiB stays in the caches of a CPU."""
+SCORES = {"cpu": 2**18, "cuda": 2**24}
+"""Scores held at once where rows do not compete, by type of device: 1 MiB stays in the caches of a CPU, and on a GPU all
+that choosing takes is a quarter of a GiB, less than a micro-batch takes in blocks with matrices so large."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ def methods() -> dict[str, Method]:
         )
         for name, (score, calibrated) in scores.items()
     }
-    return {**by_score, "sparsegpt": Method(Hessian, "layer", _by_sparsegpt)}
+    return {**by_score, "sparsegpt": Method(Hessian, "layer", _by_sparsegpt())}
 
 
 def _by_score(score: Callable[..., Tensor]) -> Callable[..., None]:
@@ -92,12 +93,14 @@ def _by_score(score: Callable[..., Tensor]) -> Callable[..., None]:
         # Scores of labkit look at one output at a time; those that users add may look at the whole matrix.
         parts = keep.by_row and score in CRITERIA
         size = blocks.of_device(SCORES, weight.device)
+        extremes: list[Tensor] = []
         for part in weight.split(max(1, size // weight.shape[1]) if parts else len(weight)):
             scores = score(part, norms, generator).float()
-            _check_finite(scores, matrix.name)
+            extremes += torch.aminmax(scores)
             # Zeros go first, whatever the criterion: of a sparse model they count towards what is asked for.
             stays = keep(scores.masked_fill_(part == 0, -torch.inf))
             part.mul_(stays).add_(0)  # on a CPU faster than filling; 0 is added as 0 · −1 is −0
+        _check_finite(torch.stack(extremes), matrix.name)  # once for all parts, as it waits for a GPU
 
     return prune
 
@@ -107,13 +110,19 @@ def _check_finite(values: Tensor, name: str) -> None:
         raise LabkitError("weights and their scores are finite", f"NaN or infinity in {name}", blocks.MAKE_FINITE)
 
 
-def _by_sparsegpt(matrix: Matrix, statistic: Hessian, keep: Keep, generator: torch.Generator) -> None:
-    if statistic.factor is None:  # matrices of one input share it
-        hessian = statistic.take()
-        statistic.dead = hessian.diagonal() == 0
-        statistic.factor = sparsegpt.inverse_factor(hessian, matrix.name)
-    m = keep.pattern and keep.pattern[1]
-    matrix.weight.copy_(sparsegpt.prune_columns(matrix.weight, statistic.factor, statistic.dead, keep, m))
+def _by_sparsegpt() -> Callable[..., None]:
+    recorded = kernels.Recorded(sparsegpt.sweep_columns)  # for as long as the method lives, which is one job
+
+    def prune(matrix: Matrix, statistic: Hessian, keep: Keep, generator: torch.Generator) -> None:
+        if statistic.factor is None:  # matrices of one input share it
+            hessian = statistic.take()
+            statistic.dead = hessian.diagonal() == 0
+            statistic.factor = sparsegpt.inverse_factor(hessian, matrix.name)
+        m = keep.pattern and keep.pattern[1]
+        sweep = sparsegpt.sweep_columns if keep.waits else recorded
+        matrix.weight.copy_(sparsegpt.prune_columns(matrix.weight, statistic.factor, statistic.dead, keep, m, sweep))
+
+    return prune
 
 
 def check_plain(model: PreTrainedModel, done: str = "pruned") -> None:
@@ -157,6 +166,7 @@ def prune_blocks(
         )
         for number, (block, statistics) in enumerate(zip(layers, steps, strict=True)):
             matrices = blocks.block_matrices(f"{prefix}.{number}", block)
+            lost: dict[str, Tensor] = {}  # rows: looked at once the block is done, as that waits for a GPU
             if number < done:
                 progress.load(number, matrices, generator)
                 continue
@@ -169,8 +179,8 @@ def prune_blocks(
                 before = _empty_rows(matrix.weight)
                 with blocks.must_fit("a block, its statistics and what pruning a matrix takes", name):
                     method.prune(matrix, statistics.get(name), keeps[name], generator)
-                if empty := _empty_rows(matrix.weight) - before:
-                    emptied[name] = empty
+                lost[name] = _empty_rows(matrix.weight) - before
+            emptied |= {name: int(rows) for name, rows in lost.items() if rows}
             # Their memory is needed for running the block again, so nothing above may hold on to one.
             statistics.clear()
             if progress:
@@ -186,8 +196,9 @@ def prune_blocks(
         warnings.warn(f"{message}; group='row' keeps some of each", stacklevel=4)
 
 
-def _empty_rows(weight: Tensor) -> int:
-    return int((weight.abs().amax(1) == 0).sum())
+def _empty_rows(weight: Tensor) -> Tensor:
+    """How many, on the weight's device: nothing waits for it."""
+    return (weight.abs().amax(1) == 0).sum()
 
 
 def _others(named: Mapping[str, int]) -> str:

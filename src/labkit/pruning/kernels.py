@@ -1,10 +1,10 @@
-"""The same operations in better kernels of a GPU: what is computed stays the same, up to rounding."""
+"""What makes a GPU faster at the same operations: better kernels, the same up to rounding, and fewer launches of them."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,62 @@ class RepeatedHeads(TorchFunctionMode):
             query, *shared = args
             args = query, *(each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in shared)
         return function(*args, **kwargs)
+
+
+class Recorded:
+    """A function of tensors whose kernels are small and many: a GPU repeats by itself what it was once launched to do.
+
+    The first call with arguments of some shapes is made as it is, at the second the function is recorded (`record`),
+    and from there on that is replayed with copies of the arguments: the same kernels without what Python and the
+    launches take, and where each element is computed by itself the same results to the bit. Other arguments are part of
+    the function: with others what was recorded is dropped. On a CPU, and where a recording does not fit into memory,
+    every call is made as it is.
+
+    The function must change none of its arguments, and must not look at what is in them: nothing may wait for the GPU.
+    What a call returns is good until the next one. Recordings keep the memory that the function takes, until this goes.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        self.function, self.others = function, ()
+        self.known: dict[tuple, Callable | None] = {}  # shapes -> what to call from the second call on, once it is made
+
+    def __call__(self, *given: Any) -> Any:
+        if not given[0].is_cuda:
+            return self.function(*given)
+        others = tuple(each for each in given if not isinstance(each, Tensor))
+        if others != self.others:
+            self.known, self.others = {}, others
+        key = tuple((each.shape, each.dtype, each.device) for each in given if isinstance(each, Tensor))
+        if key not in self.known:
+            self.known[key] = None
+            return self.function(*given)
+        self.known[key] = self.known[key] or self._repeated(given)
+        return self.known[key](*given)
+
+    def _repeated(self, given: Sequence) -> Callable:
+        try:
+            arguments = [torch.zeros_like(each) if isinstance(each, Tensor) else each for each in given]
+            results, replay = record(self.function, arguments)
+        except torch.OutOfMemoryError:
+            return self.function
+
+        def repeat(*given: Any) -> Any:
+            for argument, each in zip(arguments, given, strict=True):
+                if isinstance(each, Tensor):
+                    argument.copy_(each)
+            replay()
+            return results
+
+        return repeat
+
+
+def record(function: Callable, arguments: Sequence) -> tuple[Any, Callable[[], object]]:
+    """What a function returns, still to be computed, and what lets the GPU compute it from what the arguments hold then."""
+    device, graph = arguments[0].device, torch.cuda.CUDAGraph()
+    recorded = torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local")
+    with torch.cuda.device(device), recorded:  # the GPU they lie on, of several; other threads may go on with theirs
+        results = function(*arguments)
+    return results, graph.replay
 
 
 def rms_norm(module: nn.Module, hidden_states: Tensor) -> Tensor:

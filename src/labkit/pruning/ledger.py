@@ -29,15 +29,14 @@ def record_masks(model: PreTrainedModel) -> None:
     Every matrix of the decoder blocks that holds a zero is recorded, and what was recorded before is replaced: call it
     after whatever changes the pattern or the matrices' names on purpose. A model without zeros has no ledger.
     """
-    recorded = {}
-    with ThreadPoolExecutor() as threads:
-        for name, weight in _weights(model).items():
-            zero = weight == 0
-            if zeros := int(zero.count_nonzero()):
-                digest = threads.submit(hashlib.sha256, _bits(zero))
-                recorded[name] = {"sparsity": zeros / zero.numel(), "shape": [*zero.shape], "sha256": digest}
-    for entry in recorded.values():
-        entry["sha256"] = entry["sha256"].result().hexdigest()
+    weights = _weights(model)
+    with ThreadPoolExecutor() as threads:  # they count and hash while the next is packed
+        told = threads.map(_told, (_packed(weight == 0) for weight in weights.values()))
+        recorded = {
+            name: {"sparsity": zeros / weight.numel(), "shape": [*weight.shape], "sha256": digest}
+            for (name, weight), (zeros, digest) in zip(weights.items(), told, strict=True)
+            if zeros
+        }
     if recorded:
         setattr(model.config, FIELD, recorded)
     elif hasattr(model.config, FIELD):
@@ -158,17 +157,22 @@ def _recorded_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _hash(zero: Tensor) -> str:
     """sha256 of a pattern (outputs, inputs)."""
-    return hashlib.sha256(_bits(zero)).hexdigest()
+    return _told(_packed(zero))[1]
 
 
-def _bits(zero: Tensor) -> np.ndarray:
-    """A pattern (outputs, inputs) packed row by row, as `numpy.packbits` does."""
+def _told(packed: np.ndarray) -> tuple[int, str]:
+    """How many zeros a packed pattern has, and its sha256."""
+    return int(np.bitwise_count(packed).sum()), hashlib.sha256(packed).hexdigest()
+
+
+def _packed(zero: Tensor) -> np.ndarray:
+    """A pattern (outputs, inputs) packed row by row, as `numpy.packbits` does, on a GPU there: an eighth leaves it."""
+    if zero.device.type == "cpu":
+        return np.packbits(zero.numpy())
     bits = zero.flatten().view(torch.uint8)
     bits = nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8)
-    packed = bits.new_zeros(len(bits))  # where the matrix is: an eighth leaves a GPU
-    for bit in bits.unbind(1):
-        packed.mul_(2).add_(bit)
-    return packed.cpu().numpy()
+    powers = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=bits.device)
+    return (bits * powers).sum(1, dtype=torch.uint8).cpu().numpy()
 
 
 def _raise(wrong: list[str]) -> None:

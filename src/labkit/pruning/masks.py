@@ -15,8 +15,11 @@ from labkit.errors import LabkitError, unknown
 
 GROUPS = ("layer", "row")
 
-GROUPS_TO_SELECT_IN = 256
-"""At least as many for a GPU to select in each, not sort it."""
+GROUPS_TO_SELECT_IN, SORTED_SCORES = 256, 1024
+"""A GPU selects in at least so many groups of more scores, and sorts fewer or smaller ones. It selects in each group on
+one of its processors: in 2048 groups of 8192 scores in 0.5 ms, sorted in 1.3; in one group of as many in 119 ms, sorted
+in 0.8 (an H200, torch 2.11).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,11 @@ class Keep:
     def by_row(self) -> bool:
         """Whether the outputs of a matrix can be looked at one by one."""
         return self.pattern is not None or self.group == "row"
+
+    @property
+    def waits(self) -> bool:
+        """Whether choosing among the columns that SparseGPT takes at a time may wait for a GPU: see `_drop_lowest`."""
+        return self.pattern is not None and self.pattern[1] > SORTED_SCORES
 
     def __call__(self, scores: Tensor) -> Tensor:
         if self.pattern is not None:
@@ -67,9 +75,15 @@ def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
 
 
 def _drop_lowest(scores: Tensor, count: int) -> Tensor:
-    """(groups, size) -> mask with ``count`` False in each group; scores are fp32 or fp64, and not NaN."""
+    """(groups, size) -> mask with ``count`` False in each group; scores are fp32 or fp64. A mask of NaN means nothing.
+
+    A GPU that sorts is not waited for, one that selects is.
+    """
     if count == 0:
         return torch.ones_like(scores, dtype=torch.bool)
+    if scores.device.type != "cpu" and (len(scores) < GROUPS_TO_SELECT_IN or scores.shape[1] <= SORTED_SCORES):
+        lowest = scores.argsort(dim=1, stable=True)[:, :count]
+        return torch.ones_like(scores, dtype=torch.bool).scatter_(1, lowest, False)
     threshold = _lowest(scores, count)
     keep = scores > threshold
     kept = keep.sum(1, keepdim=True, dtype=torch.int32)
@@ -81,15 +95,9 @@ def _drop_lowest(scores: Tensor, count: int) -> Tensor:
 
 
 def _lowest(scores: Tensor, count: int) -> Tensor:
-    """(groups, size) -> (groups, 1): in each group the ``count``-th lowest.
-
-    A GPU selects in each group on one of its processors: 2048 groups of 8192 scores in 0.5 ms, sorted in 1.3; one group
-    of as many in 119 ms, sorted in 0.8 (an H200, torch 2.11).
-    """
+    """(groups, size) -> (groups, 1): in each group the ``count``-th lowest."""
     if scores.device.type == "cpu":  # NumPy selects several times faster than torch.kthvalue
         return torch.from_numpy(np.partition(scores.detach().numpy(), count - 1, axis=1)[:, count - 1, None])
-    if len(scores) < GROUPS_TO_SELECT_IN:
-        return scores.sort(dim=1).values[:, count - 1, None]
     return scores.kthvalue(count, dim=1, keepdim=True).values
 
 

@@ -59,8 +59,39 @@ def inverse_factor(hessian: Tensor, name: str) -> Tensor:
     )
 
 
+def sweep_columns(
+    weight: Tensor, zero: Tensor, factor: Tensor, keep: Callable[[Tensor], Tensor], m: int | None
+) -> tuple[Tensor, Tensor]:
+    """Prune a block of columns, each updating those to its right: what they are then, and the error that each made.
+
+    ``weight`` and ``zero``, where it is zero already, are (outputs, columns), ``factor`` (columns, columns); both results
+    are (columns, outputs) fp32, the weights of a column side by side. Nothing that is given is changed.
+    """
+    part = weight.T.clone(memory_format=torch.contiguous_format)
+    scale = factor.diagonal()
+    errors, divisors = torch.empty_like(part), torch.empty_like(part)
+    kept = torch.empty_like(part, dtype=torch.bool)
+    group = m or len(part)
+    for i, (column, divisor, error) in enumerate(zip(part, divisors, errors, strict=True)):
+        if i % group == 0:
+            now = slice(i, min(i + group, len(part)))
+            scores = part[now].T.square().div_(scale[now].square()).masked_fill_(zero[:, now], -torch.inf)
+            stays = keep(scores) & ~zero[:, now]
+            kept[now] = stays.T
+            divisors[now] = torch.where(stays, torch.inf, scale[now]).T  # what stays makes no error
+        torch.div(column, divisor, out=error)
+        part[i:].addr_(factor[i, i:], error, alpha=-1)
+    part.mul_(kept).add_(0)  # rounding leaves 1e-9 where the update should have ended at 0; 0 · −1 is −0
+    return part, errors
+
+
 def prune_columns(
-    weight: Tensor, factor: Tensor, dead: Tensor, keep: Callable[[Tensor], Tensor], m: int | None = None
+    weight: Tensor,
+    factor: Tensor,
+    dead: Tensor,
+    keep: Callable[[Tensor], Tensor],
+    m: int | None = None,
+    sweep: Callable[..., tuple[Tensor, Tensor]] = sweep_columns,
 ) -> Tensor:
     """The weights (outputs, inputs) in fp32, pruned, those that stay updated to keep the outputs as they were.
 
@@ -76,6 +107,8 @@ def prune_columns(
         Scores (outputs, columns) -> mask of these columns. The score is w²/U_jj², the error that losing w would cost.
     m
         With a pattern N:M, M: the mask is chosen every M columns, by the updated weights. Otherwise every `BLOCK`.
+    sweep
+        `sweep_columns`, or what does the same in another way.
 
     `keep` decides how many weights go, exactly; the authors' code, and others after it, compares with ``<=`` and drops
     one weight more per block than ⌊size·sparsity⌋.
@@ -83,26 +116,12 @@ def prune_columns(
     weight = weight.float().clone()
     weight[:, dead] = 0
     zero = weight == 0
-    scale = factor.diagonal()
     inputs = weight.shape[1]
     block = BLOCK if m is None else max(1, BLOCK // m) * m
     for start in range(0, inputs, block):
         end = min(start + block, inputs)
         within = factor[start:end, start:end]
-        part = weight[:, start:end].T.contiguous()  # (columns, outputs): the weights of a column lie side by side
-        errors, divisors = torch.empty_like(part), torch.empty_like(part)
-        kept = torch.empty_like(part, dtype=torch.bool)
-        for i, (column, divisor, error) in enumerate(zip(part, divisors, errors, strict=True)):
-            if i % (m or block) == 0:
-                here = slice(i, min(i + (m or block), end - start))
-                now = slice(start + here.start, start + here.stop)
-                scores = part[here].T.square().div_(scale[now].square()).masked_fill_(zero[:, now], -torch.inf)
-                stays = keep(scores) & ~zero[:, now]
-                kept[here] = stays.T
-                divisors[here] = torch.where(stays, torch.inf, scale[now]).T  # what stays makes no error
-            torch.div(column, divisor, out=error)
-            part[i:].addr_(within[i, i:], error, alpha=-1)
-        part.mul_(kept).add_(0)  # rounding leaves 1e-9 where the update should have ended at 0; 0 · −1 is −0
+        part, errors = sweep(weight[:, start:end], zero[:, start:end], within, keep, m)
         weight[:, start:end] = part.T
         weight[:, end:].addmm_(errors.T, factor[start:end, end:], alpha=-1)
     return weight
