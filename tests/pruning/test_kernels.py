@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm
 
-from labkit.pruning import blocks, kernels, masks, sparsegpt, streaming
+from labkit.ladder import Rung
+from labkit.pruning import blocks, kernels, masks, prune, sparsegpt, streaming
 
 GPU = torch.device("cuda")
 
@@ -170,7 +171,7 @@ def test_what_a_gpu_repeats_is_what_it_was_launched_to_do(gpu, asked):
     keep, m = SWEEPS[asked]
     recorded = kernels.Recorded(sparsegpt.sweep_columns)
     generator = torch.Generator().manual_seed(0)
-    for outputs in (24, 40, 24):
+    for outputs in (24, masks.GROUPS_TO_SELECT_IN, 24):
         x = torch.randn(900, 672, generator=generator)
         weight = torch.randn(outputs, 672, generator=generator)
         weight[:, ::5] = 0
@@ -178,9 +179,19 @@ def test_what_a_gpu_repeats_is_what_it_was_launched_to_do(gpu, asked):
         given = weight.to("cuda"), factor, torch.zeros(672, dtype=torch.bool, device="cuda"), keep, m
         expected = sparsegpt.prune_columns(*given)
         assert torch.equal(sparsegpt.prune_columns(*given, recorded).cpu(), expected.cpu())
-    assert {(24, 128), (40, 128)} <= {shape for ((shape, *_), *_), repeat in recorded.known.items() if repeat}
+    shapes = {shape for ((shape, *_), *_), repeat in recorded.known.items() if repeat}
+    assert shapes == {(24, 128), (masks.GROUPS_TO_SELECT_IN, 128), (24, 32)}
     if isinstance(gpu, SimulatedGPU):
-        assert gpu.replays == 4 + 4 + 5 + 1  # of 5 blocks and a narrower one each
+        assert gpu.recordings == 3 and gpu.replays == 4 + 4 + 5 + 1  # of 5 blocks and a narrower one each
+
+
+def test_sparsegpt_is_recorded_on_a_gpu(gpu, monkeypatch):
+    recorded = []
+    monkeypatch.setattr(kernels, "record", lambda *asked, record=kernels.record: recorded.append(1) or record(*asked))
+    model = Rung(32, 2).build().to("cuda").eval()
+    tokens = torch.randint(168, (16, 12), generator=torch.Generator().manual_seed(0))
+    prune(model, "sparsegpt", 0.5, calibration=tokens)
+    assert recorded
 
 
 def doubled(x: torch.Tensor, times: int) -> torch.Tensor:
@@ -194,6 +205,12 @@ def test_with_other_settings_what_was_recorded_is_dropped(gpu):
             given = torch.full((1 + number % 2,), float(number), device="cuda")
             assert recorded(given, times).tolist() == (1 + number % 2) * [2 * number * times]
         assert len(recorded.known) == 2
+
+
+def test_numbers_of_another_type_are_recorded_apart(gpu):
+    recorded = kernels.Recorded(doubled)
+    for number in (1, 2, 3, 1.5, 2.5, 3.5):
+        assert recorded(torch.tensor(number, device="cuda"), 1).item() == 2 * number
 
 
 def test_a_recording_that_does_not_fit_is_not_made(gpu, monkeypatch):

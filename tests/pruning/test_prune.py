@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
 from labkit.lineage import lineage
-from labkit.pruning import CRITERIA, Options, blocks, ledger, prune, prune_gradually, schedule, sparsity
+from labkit.pruning import CRITERIA, Options, blocks, engine, ledger, masks, prune, prune_gradually, schedule, sparsity
 from labkit.pruning.moments import Norms
 
 TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
@@ -251,6 +252,28 @@ def test_outputs_that_lose_all_their_weights_are_warned_of_and_rows_keep_some():
         prune(model, "magnitude", 0.5)
     rows = weights(prune(model, "magnitude", 0.5, group="row"))
     assert all((weight != 0).any(1).all() for weight in rows.values())
+
+
+def test_outputs_that_had_no_weights_before_are_not_warned_of():
+    model = copy.deepcopy(MODEL)
+    for block in model.model.layers:
+        block.mlp.up_proj.weight.data[:2] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prune(model, "magnitude", 0.5, group="row")
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_scores_that_are_not_finite_are_refused_wherever_they_are(monkeypatch, place):
+    """In the first and the last of the parts in which they are looked at."""
+    model = copy.deepcopy(MODEL)
+    model.model.layers[1].mlp.up_proj.weight.data[place] = torch.finfo(torch.float32).max  # finite, its score is not
+    monkeypatch.setitem(engine.SCORES, "cpu", 64)
+    method, matrix = engine.methods()["wanda"], blocks.matrices(model)["model.layers.1.mlp.up_proj"]
+    norms = Norms()
+    norms.add(torch.full((8, 32), 9.0))
+    with pytest.raises(LabkitError, match="are finite; got 'NaN or infinity in model.layers.1.mlp.up_proj'"):
+        method.prune(matrix, norms, masks.Keep(0.5, "row"), torch.Generator())
 
 
 def test_a_quantised_model_is_refused():

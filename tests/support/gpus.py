@@ -75,7 +75,8 @@ class SimulatedGPU(TorchFunctionMode):
         self.capacity, self.allocated, self.peak = capacity, 0, 0
         self.storages: set[int] = set()  # that lie there
         self.made = CPU  # where an operation that is given no tensor puts what it makes
-        self.operations, self.recording, self.replays = _Operations(self), False, 0
+        self.operations, self.recording = _Operations(self), False
+        self.recordings = self.replays = 0
         self.patch = mock.patch("labkit.pruning.kernels.record", self.record)
 
     def __enter__(self) -> SimulatedGPU:
@@ -107,6 +108,7 @@ class SimulatedGPU(TorchFunctionMode):
     def record(self, function: Callable, arguments: Sequence) -> tuple[Any, Callable[[], None]]:
         """In the place of `labkit.pruning.kernels.record`: the function is called again, and what waits is refused."""
         self.recording = True
+        self.recordings += 1
         try:
             results = function(*arguments)
         finally:
