@@ -42,6 +42,7 @@ PACKAGES: dict[str, tuple[set[str], ...]] = {
     "inside": ({"sites"},),
     "plotting": ({"style"},),
     "pruning": (
+        {"engine"},
         {"criteria", "sparsegpt", "streaming", "surgery", "units"},
         {"anatomy", "calls", "kernels", "ledger", "masks", "moments", "waiting"},
         {"blocks"},

@@ -36,7 +36,7 @@ def quantize(model: PreTrainedModel, bits: int = 4) -> PreTrainedModel:
     ------
     LabkitError
         ``bits`` out of range; weights that are not finite, or too large for a scale in half precision; a model that is
-        quantised already, adapters that are not merged, an unsupported module.
+        quantised already, adapters that are not merged, an unsupported module, zeros that are zero no longer.
 
     Source: Jacob et al. 2018, *Quantization and training of neural networks for efficient integer-arithmetic-only
     inference*, arXiv 1712.05877, equation 1 without a zero point.
@@ -47,6 +47,7 @@ def quantize(model: PreTrainedModel, bits: int = 4) -> PreTrainedModel:
         raise LabkitError("a model is quantised once", received, "Load it without quantization_config.")
     if adapter := next((name for name, module in model.named_modules() if hasattr(module, "base_layer")), None):
         raise LabkitError("adapters are merged before a model is quantised", f"one at {adapter}", "Merge it first.")
+    ledger.check_masks(model)
     rounded = copy.deepcopy(model)
     for name, matrix in blocks.matrices(rounded).items():
         matrix.weight.copy_(_rounded(matrix.weight.float(), bits, name))

@@ -235,7 +235,8 @@ def test_a_request_that_makes_no_sense_is_refused(asked, message):
 def test_without_a_head_size_in_the_config_heads_and_width_go_together(decoder, asked):
     name = anatomy.family_of(decoder.config).name
     received = f"{asked.get('heads', 4)} heads of size 8 with width {asked.get('width', 32)}"
-    remedy = f"Shrink both, e.g. heads={asked.get('heads', 4)} with width={8 * asked.get('heads', 4)}"
+    fewer = min(asked.get("heads", 4), asked.get("width", 32) // 8)
+    remedy = f"Shrink both, e.g. heads={fewer} with width={8 * fewer}"
     message = f"config of {name} has no head size of its own: the width is heads · 8; got '{received}'. {remedy}"
     with pytest.raises(LabkitError, match=message):
         shrink(decoder, **asked, importance="random")

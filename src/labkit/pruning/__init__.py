@@ -6,20 +6,24 @@ Every function here returns a new model and leaves the one it is given untouched
 from __future__ import annotations
 
 import copy
+import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from labkit.errors import LabkitError, unknown
-from labkit.lineage import plain, record
+from labkit.lineage import lineage, plain, record
 from labkit.pruning import blocks, engine, ledger, masks, surgery
 from labkit.pruning.allocation import outlier_weighed, schedule
 from labkit.pruning.blocks import sparsity
 from labkit.pruning.engine import Options
 from labkit.pruning.importance import IMPORTANCES
+from labkit.pruning.moments import Hessian
 from labkit.pruning.shrinking import shrink
 
 CRITERIA = tuple(engine.methods())
@@ -87,11 +91,19 @@ def prune(
         What is no model; unknown criterion, pattern, group, matrix or device; a seed that is no whole number; sparsity
         outside [0, 1) or not the pattern's; a matrix whose width M does not divide; missing or unfit calibration
         tokens; activations or weights that are not finite; a Hessian that is not positive definite; a quantised model,
-        adapters that are not merged, an unsupported module; a folder of another job; a block, or one sequence, that
-        does not fit into the device's memory.
+        an offloaded one, zeros that are zero no longer; adapters that are not merged, an unsupported module; a folder of
+        another job, or with a damaged file; a block, or one sequence, that does not fit into the device's memory.
+
+    Warns of few calibration tokens, of outputs that lose all their weights, and, for SparseGPT, of a model of
+    `labkit.quantize`, whose grid the weights that stay leave.
     """
     method, generator = _method(criterion), blocks.seeded(seed)
+    if not isinstance(options, Options):
+        raise LabkitError("options are labkit.pruning.Options", options, "Give e.g. Options(device='cuda').")
     engine.check_plain(model)
+    if method.statistic is Hessian and any(entry["verb"] == "quantize" for entry in lineage(model)):
+        message = f"the model was quantised, and {criterion} moves weights off the grid: quantise it again"
+        warnings.warn(message, stacklevel=2)
     blocks.check_device(options.device)
     found = blocks.matrices(model)
     if pattern is not None and group is not None:
@@ -150,23 +162,32 @@ def prune_gradually(
         Given the pruned model after every step but the last, returns the model to go on with: usually trained some
         more, `labkit.training.train` keeps zeros at zero by itself.
     how
-        Further arguments of `prune`.
+        Further arguments of `prune`, ``sparsity`` a number. Each step has a folder of its own in that of ``options``,
+        and a job that is taken up again goes on from its last block if ``between`` gives the same model again.
 
     Raises
     ------
     LabkitError
-        Sparsities that do not rise; zeros that ``between`` has filled; and what `prune` raises.
+        Sparsities that do not rise; zeros that ``between`` has filled, or a model that it gives back without their
+        ledger; and what `prune` raises.
     """
     steps = tuple(sparsities) if isinstance(sparsities, Iterable) else ()
     for step in steps:
         masks.check_sparsity(step)
     if not steps or any(a >= b for a, b in pairwise(steps)):
         raise LabkitError("sparsities of pruning in steps rise", sparsities, "Use e.g. schedule(0.8, steps=4).")
+    options = how.pop("options", Options())
+    folder = getattr(options, "folder", None)
     for number, target in enumerate(steps):
         if number:
+            recorded = hasattr(model.config, ledger.FIELD)
             model = between(model)
-            ledger.check_masks(model)
-        model = prune(model, criterion, target, **how)
+            if recorded and not hasattr(getattr(model, "config", None), ledger.FIELD):
+                remedy = "Return the model that between is given, trained or not, with its config."
+                raise LabkitError("between gives back a pruned model", "one without its ledger of masks", remedy)
+        if folder is not None:
+            options = dataclasses.replace(options, folder=Path(folder, f"step-{number}"))
+        model = prune(model, criterion, target, options=options, **how)
     return model
 
 
@@ -198,6 +219,8 @@ def drop_layers(
     surgery.check_keep(model, keep)
     measure = _named("importance", importance, IMPORTANCES)
     generator = blocks.seeded(seed)
+    blocks.check_present(model)
+    ledger.check_masks(model)
     short = copy.deepcopy(model).eval()
     scores = measure(short, calibration, generator)
     dropped = scores.argsort(stable=True)[: len(scores) - keep].tolist()

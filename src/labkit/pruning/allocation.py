@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from labkit.errors import LabkitError
-from labkit.pruning import blocks, masks, streaming
+from labkit.pruning import blocks, engine, masks, streaming
 from labkit.pruning.criteria import wanda
 
 
@@ -31,13 +31,14 @@ def outlier_weighed(
     All matrices of a block get the same; if no block has more outliers than another, all blocks do.
 
     Raises LabkitError for a sparsity outside [0, 1), an ``m`` that is not above 0, a ``width`` below 0, missing or unfit
-    calibration tokens, a device that is not there, and budgets outside [0, 1).
+    calibration tokens, a device that is not there, a model that `prune` would not take, and budgets outside [0, 1).
     Source: Yin et al. 2023, *Outlier weighed layerwise sparsity* (arXiv 2310.05175), section 3; its M = 5, λ = 0.08.
     """
     masks.check_sparsity(sparsity)
     if not (isinstance(m, Real) and m > 0 and isinstance(width, Real) and width >= 0):
         raise LabkitError("m is above 0, and width is 0 or above", f"m={m!r}, width={width!r}", "The paper's: 5 and 0.08.")
     blocks.check_device(device)
+    engine.check_plain(model)
     tokens = blocks.check_calibration(model, calibration, "outlier-weighed sparsity")
     found = blocks.matrices(model)
     names, shares, sizes = [], [], []

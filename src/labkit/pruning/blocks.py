@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from labkit.errors import LabkitError, whole
@@ -19,6 +20,9 @@ many at a time; of a CPU the activations of few stay in the caches (10 to 20 % l
 
 MAKE_FINITE = "Check the weights, and use bfloat16 or float32 if they are float16."
 """What to do about a NaN or an infinity."""
+
+FEW_TOKENS = 128
+"""Fewer calibration tokens than these are warned of: a norm over as many is known to 6 %, of inputs like Gaussian ones."""
 
 FUSED = ("gate_up_proj", "down_proj")
 """The matrices of fused experts, in the order in which they are used."""
@@ -65,6 +69,15 @@ def check_model(model: PreTrainedModel) -> None:
         raise LabkitError("a model is one of transformers", received, "Load it first, e.g. by labkit.load(name).")
 
 
+def check_present(model: PreTrainedModel) -> None:
+    """Raise LabkitError for what is no model of transformers, or one whose weights are elsewhere (offloaded)."""
+    check_model(model)
+    if absent := next((name for name, parameter in model.named_parameters() if parameter.is_meta), None):
+        received = f"{absent} without its numbers, as of a model that is offloaded"
+        remedy = "Load the model without device_map, into the CPU's memory; pruning takes Options(device='cuda')."
+        raise LabkitError("the weights of a model are in memory", received, remedy)
+
+
 def check_device(device: torch.device | str | None) -> None:
     """Raise LabkitError unless PyTorch can compute on the device here; None is where the model is."""
     try:
@@ -106,14 +119,17 @@ def matrices(model: PreTrainedModel) -> dict[str, Matrix]:
     outside the blocks. The router of a mixture of experts is a matrix too and **stays dense**, as in the literature: it
     is tiny, and decides who sees a token. So does what is no matrix: norms, biases, and the few taps for each channel
     of a depthwise convolution. Raises LabkitError, with name, class and reason, if a block holds a matrix in another
-    form: leaving it dense silently would make the sparsity asked for a wrong number.
+    form: leaving it dense silently would make the sparsity asked for a wrong number. And so if there is none.
     """
     prefix, blocks = decoder_blocks(model)
-    return {
+    found = {
         name: matrix
         for number, block in enumerate(blocks)
         for name, matrix in block_matrices(f"{prefix}.{number}", block).items()
     }
+    if not found:
+        raise _unsupported(prefix, blocks, "there is no matrix in it")
+    return found
 
 
 def block_matrices(prefix: str, block: nn.Module) -> dict[str, Matrix]:
@@ -129,6 +145,8 @@ def block_matrices(prefix: str, block: nn.Module) -> dict[str, Matrix]:
                 found |= {f"{key}.{e}": Matrix(f"{key}.{e}", key, module, parameter, e) for e in experts}
         elif isinstance(module, nn.Linear | Conv1D):
             found[name] = Matrix(name, f"{name}.weight", module, "weight")
+        elif _is_quantised(module):
+            raise _unsupported(name, module, "it is quantised")
         elif _holds_matrices(module):
             raise _unsupported(name, module, "its matrices are stored in a form whose inputs are not known")
     for name, matrix in found.items():
@@ -158,6 +176,11 @@ def _holds_matrices(module: nn.Module) -> bool:
     return not depthwise and any(sum(n > 1 for n in p.shape) > 1 or p.dtype not in DTYPES for p in own)
 
 
+def _is_quantised(module: nn.Module) -> bool:
+    """Whether it is one of PyTorch's own, whose weights are no parameters."""
+    return ".quantized." in f"{type(module).__module__}."
+
+
 def _routers(block: nn.Module) -> set[nn.Module]:
     """Modules that stand beside fused experts and hold one row for each of them."""
     found = set()
@@ -184,10 +207,11 @@ def sparsity(model: PreTrainedModel) -> float:
 
 
 def check_calibration(model: PreTrainedModel, calibration: Tensor | None, purpose: str) -> Tensor:
-    """The tokens, on the model's device. Raises LabkitError unless int64 (sequences, time) of its vocabulary, unpadded.
+    """The tokens, on the model's device. Raises LabkitError unless int64 (sequences, time) of its vocabulary, unpadded,
+    and no longer than the model's context. Warns of fewer than `FEW_TOKENS`.
 
     Any token of the config's ``pad_token_id`` counts as padding; where that is also the token that ends a text, two of
-    them in a row do.
+    them in a row do; where there is none, two of those that end a text, at either end of a sequence.
     """
     remedy = "Give int64 tokens (sequences, time) from the model's own vocabulary, never padded."
     if calibration is None:
@@ -203,15 +227,31 @@ def check_calibration(model: PreTrainedModel, calibration: Tensor | None, purpos
         rule = f"calibration tokens lie in the vocabulary, 0..{vocabulary - 1}"
         raise LabkitError(rule, f"tokens {low}..{high}", remedy)
     config = model.config.get_text_config()
-    if (pad := getattr(config, "pad_token_id", None)) is not None:
-        padded = calibration == pad
-        ends = (getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None))
-        if any(pad in end if isinstance(end, list) else pad == end for end in ends):
-            padded = padded[:, 1:] & padded[:, :-1]
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and calibration.shape[1] > longest:
+        rule = f"calibration sequences are no longer than the model's context, {longest} tokens"
+        raise LabkitError(rule, f"{calibration.shape[1]} tokens", "Cut them into shorter sequences.")
+    for token, padded in _padding(config, calibration):
         if rows := int(padded.any(1).sum()):
-            received = f"the padding token {pad} in {rows} of {len(calibration)} sequences"
+            received = f"the padding token {token} in {rows} of {len(calibration)} sequences"
             raise LabkitError("calibration tokens are never padded", received, remedy)
+    if calibration.numel() < FEW_TOKENS:
+        received = f"{calibration.numel()} calibration tokens for {purpose}"
+        warnings.warn(f"{received}: what so few tell is chance; give {FEW_TOKENS} or more, better thousands", stacklevel=3)
     return calibration.to(model.device)
+
+
+def _padding(config: PreTrainedConfig, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each token that may be padding, and where it is, (sequences, ...): see `check_calibration`."""
+    ends = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id")]
+    starts, stops = ({*end} if isinstance(end, list) else {end} - {None} for end in ends)
+    if (pad := getattr(config, "pad_token_id", None)) is None:
+        for token in stops:
+            at = tokens == token
+            yield token, torch.stack([at[:, :2].all(1), at[:, -2:].all(1)], 1) if tokens.shape[1] > 1 else at[:, :0]
+    else:
+        at = tokens == pad
+        yield pad, at[:, 1:] & at[:, :-1] if pad in starts | stops else at
 
 
 def micro_batch(length: int, device: torch.device) -> int:

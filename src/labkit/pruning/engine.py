@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from labkit import extension
 from labkit.errors import LabkitError
-from labkit.pruning import blocks, kernels, sparsegpt, streaming
+from labkit.pruning import blocks, kernels, ledger, sparsegpt, streaming
 from labkit.pruning.blocks import Matrix
 from labkit.pruning.criteria import CALIBRATED, CRITERIA
 from labkit.pruning.masks import Keep
@@ -126,17 +127,19 @@ def _by_sparsegpt() -> Callable[..., None]:
 
 
 def check_plain(model: PreTrainedModel, done: str = "pruned") -> None:
-    """Raise LabkitError if the model is quantised, or carries adapters: its weights would not be what it computes with.
+    """Raise LabkitError if the model is quantised, offloaded, or carries adapters: its weights would not be what it
+    computes with; or if zeros in its ledger of masks are zero no longer.
 
     ``done`` says what is about to be done to it.
     """
-    blocks.check_model(model)
+    blocks.check_present(model)
     if getattr(model.config, "quantization_config", None) is not None:
         remedy = "Load it without quantization_config, and quantise afterwards."
         raise LabkitError(f"a model is {done} before it is quantised", f"a quantised {type(model).__name__}", remedy)
     for name, module in model.named_modules():
         if hasattr(module, "base_layer"):
             raise LabkitError(f"adapters are merged before a model is {done}", f"one at {name}", "Merge it first.")
+    ledger.check_masks(model)
 
 
 @torch.no_grad()
@@ -189,7 +192,7 @@ def prune_blocks(
         name, rows = next(iter(short.items()))
         received = f"{rows} calibration tokens for the {blocks.matrices(model)[name].weight.shape[1]} inputs of {name}"
         message = f"{received}: its Hessian has no full rank and rests on the damping ({_others(short)})"
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(f"{message}; give more sequences", stacklevel=4)
     if emptied:
         name, rows = next(iter(emptied.items()))
         message = f"{rows} outputs of {name} have lost all their weights ({_others(emptied)})"
@@ -230,7 +233,11 @@ class Progress:
             raise LabkitError("the progress of a job is kept in a folder", f"{self.folder}, a file", "Give another name.")
         self.folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            there = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                there = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                rule = "job.json in a job's folder says which job it is"
+                raise LabkitError(rule, f"{path}, which is damaged", "Remove the folder, and begin anew.") from error
             if differ := [key for key in sorted({*job, *there}) if job.get(key) != there.get(key)]:
                 received = f"{self.folder}, of a job with other {', '.join(differ)}"
                 remedy = "Give another folder, or remove this one."
@@ -249,7 +256,11 @@ class Progress:
 
     def load(self, number: int, matrices: Mapping[str, Matrix], generator: torch.Generator) -> None:
         """Put back what `save` kept."""
-        tensors = load_file(self._path(number))
+        try:
+            tensors = load_file(self._path(number))
+        except SafetensorError as error:
+            remedy = "Remove the file: its block is pruned again, and those after it."
+            raise LabkitError("the file of a block that is done is whole", str(self._path(number)), remedy) from error
         generator.set_state(tensors.pop("generator"))
         for name, matrix in matrices.items():
             matrix.weight.copy_(tensors[name])

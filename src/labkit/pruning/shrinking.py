@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from labkit.errors import LabkitError, unknown
 from labkit.lineage import record
-from labkit.pruning import anatomy, blocks, ledger, surgery
+from labkit.pruning import anatomy, blocks, engine, ledger, surgery
 from labkit.pruning.anatomy import Kept, Sizes
 from labkit.pruning.units import UNIT_IMPORTANCES, Scores
 
@@ -53,8 +53,10 @@ def shrink(
     LabkitError
         Nothing to shrink; a number out of range, not whole or that key-value groups do not allow; a config that
         cannot state the sizes; an unknown architecture or importance; a seed that is no whole number; missing or unfit
-        calibration tokens, or ones that reach no neuron of an expert; activations that are not finite.
+        calibration tokens, or ones that reach no neuron of an expert; activations that are not finite; a model that is
+        quantised or offloaded, adapters that are not merged, zeros in the ledger that are zero no longer.
     """
+    engine.check_plain(model, "shrunk")
     sizes = anatomy.sizes_of(model)
     asked = {"heads": heads, "ffn": ffn, "width": width, "importance": importance, "seed": seed}
     if heads is None and ffn is None and width is None:

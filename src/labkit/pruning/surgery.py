@@ -177,10 +177,11 @@ def resized(config: PreTrainedConfig, sizes: Sizes, after: Sizes) -> PreTrainedC
     family, new = anatomy.family_of(config), copy.deepcopy(config)
     wanted = f"{after.heads} heads of size {after.head_size} with width {after.width}"
     if not family.own_head_size and after.width != after.heads * after.head_size:
+        fewer = max(1, min(after.heads, after.width // after.head_size))
         raise LabkitError(
             f"the config of {family.name} has no head size of its own: the width is heads · {after.head_size}",
             wanted,
-            f"Shrink both, e.g. heads={after.heads} with width={after.heads * after.head_size}.",
+            f"Shrink both, e.g. heads={fewer} with width={fewer * after.head_size}.",
         )
     if family.heads_divide_width and after.width % after.heads:
         raise LabkitError(
