@@ -77,8 +77,9 @@ def recover(
     folder
         Where a killed recovery resumes from, of the same model, corpus and teacher.
 
-    The lineage gets tokens, flops (the teacher's included), seconds, and the mean loss of answers in nats on rows no
-    recovery trains on: ``loss_before_nats`` and ``loss_after_nats``; for ``"lora"`` also ``loss_adapter_nats`` (before
+    The lineage gets tokens, flops (the teacher's included), seconds (with those that compiling the model takes, half a
+    minute or more, which short recoveries are spared by ``torch.compiler.set_stance("force_eager")``), and the mean
+    loss of answers in nats on rows no recovery trains on: ``loss_before_nats`` and ``loss_after_nats``; for ``"lora"`` also ``loss_adapter_nats`` (before
     merging) and ``loss_merged_nats`` (merged, zeros destroyed). One that is not finite afterwards is None, with a
     warning. Held-out rows of a corpus that is not labkit's are the batches after those it trained on.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
@@ -149,6 +151,42 @@ def test_a_model_with_the_parts_of_its_blocks_in_several_lists_is_refused():
 def test_unfit_calibration_is_refused(calibration, message):
     with pytest.raises(LabkitError, match=f"{message}.*never padded"):
         blocks.check_calibration(Rung(32, 1).build(), calibration, "wanda")
+
+
+@pytest.mark.parametrize(("end", "row", "padded"), [
+    (5, [5, 5, 3, 4], True), (5, [3, 4, 5, 5], True), ([7, 5], [3, 4, 5, 5], True),
+    (5, [3, 5, 5, 4], False), (5, [5, 3, 4, 5], False), (None, [5, 5, 5, 5], False), (5, [5], False),
+])  # fmt: skip
+def test_where_no_padding_is_named_two_ends_of_text_at_either_end_are(end, row, padded):
+    model = Rung(32, 1).build()
+    model.config.pad_token_id, model.config.eos_token_id = None, end
+    refused = pytest.raises(LabkitError, match="padding token 5 in 1 of 64 sequences") if padded else nullcontext()
+    with refused:
+        blocks.check_calibration(model, torch.cat([TOKENS.new_tensor([row]), 9 + TOKENS.new_zeros(63, len(row))]), "wanda")
+
+
+def test_sequences_past_the_context_of_a_model_are_refused():
+    """GPT-2 has no positions beyond; with rotations there are, but no model was trained on them."""
+    gpt2 = GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=128)
+    for model in (Rung(32, 1).build(), GPT2LMHeadModel(gpt2)):
+        blocks.check_calibration(model, TOKENS.new_ones(1, 128), "wanda")
+        with pytest.raises(LabkitError, match="no longer than the model's context, 128 tokens; got '129 tokens'"):
+            blocks.check_calibration(model, TOKENS.new_ones(1, 129), "wanda")
+
+
+@pytest.mark.parametrize(("tokens", "warned"), [(blocks.FEW_TOKENS - 1, 1), (blocks.FEW_TOKENS, 0)])
+def test_few_calibration_tokens_are_warned_of(tokens, warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        blocks.check_calibration(Rung(32, 1).build(), TOKENS.new_ones(1, tokens), "wanda")
+    assert [str(w.message).partition(":")[0] for w in caught] == warned * [f"{tokens} calibration tokens for wanda"]
+
+
+def test_blocks_without_any_matrix_are_refused():
+    model = Rung(32, 1).build()
+    model.model.layers[0] = nn.LayerNorm(32)
+    with pytest.raises(LabkitError, match=r"got 'model\.layers, a ModuleList: there is no matrix in it'"):
+        blocks.matrices(model)
 
 
 def test_where_the_end_of_a_text_is_also_the_padding_one_is_no_padding_and_two_are():

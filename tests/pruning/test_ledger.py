@@ -20,9 +20,10 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from labkit import quantize
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import blocks, ledger
+from labkit.pruning import blocks, drop_layers, ledger, outlier_weighed, prune, shrink
 from labkit.zoo import load
 
 NAME = "model.layers.0.self_attn.q_proj"
@@ -241,3 +242,24 @@ def test_training_on_from_zeros_that_are_not_the_recorded_ones_is_refused():
 def test_frozen_and_dense_models_hold_nothing():
     assert ledger.hold(Rung(16, 1).build()).gradients == ()
     assert ledger.hold(pruned().requires_grad_(False)).gradients == ()
+
+
+WORK = {
+    "prune": lambda model, tokens: prune(model, "magnitude", 0.3),
+    "drop_layers": lambda model, tokens: drop_layers(model, 1, "random"),
+    "shrink": lambda model, tokens: shrink(model, ffn=24, importance="random"),
+    "outlier_weighed": lambda model, tokens: outlier_weighed(model, 0.5, tokens),
+    "quantize": lambda model, tokens: quantize(model),
+}
+
+
+@pytest.mark.parametrize("verb", WORK)
+def test_whatever_is_done_next_does_not_take_filled_zeros_for_weights(verb):
+    """Else the ledger that is then written anew would hide them."""
+    model, tokens = pruned(lambda: Rung(32, 2).build()), torch.ones(16, 12, dtype=torch.int64)
+    WORK[verb](model, tokens)  # nothing is wrong yet
+    weight = blocks.matrices(model)[NAME].weight
+    count = int((weight == 0).sum())
+    weight[weight == 0] = torch.cat([torch.ones(5), torch.zeros(count - 5)])
+    with pytest.raises(LabkitError, match=f"{MOVED} '{NAME}: 5 of {count} zeros are zero no longer'"):
+        WORK[verb](model, tokens)

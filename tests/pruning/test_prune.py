@@ -9,10 +9,25 @@ import numpy as np
 import pytest
 import torch
 
+from labkit import quantize
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
 from labkit.lineage import lineage
-from labkit.pruning import CRITERIA, Options, blocks, engine, ledger, masks, prune, prune_gradually, schedule, sparsity
+from labkit.pruning import (
+    CRITERIA,
+    Options,
+    blocks,
+    drop_layers,
+    engine,
+    ledger,
+    masks,
+    outlier_weighed,
+    prune,
+    prune_gradually,
+    schedule,
+    shrink,
+    sparsity,
+)
 from labkit.pruning.moments import Norms
 
 TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
@@ -283,6 +298,48 @@ def test_a_quantised_model_is_refused():
         prune(model, "magnitude", 0.5)
 
 
+def test_a_model_that_pytorch_has_quantised_is_refused():
+    from torch.ao.quantization import quantize_dynamic
+
+    model = copy.deepcopy(MODEL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch moves it to another package
+        quantize_dynamic(model, {"model.layers.1.mlp.up_proj": torch.ao.quantization.default_dynamic_qconfig}, inplace=True)
+    rule = r"can be pruned; got 'model\.layers\.1\.mlp\.up_proj, a .*Linear: it is quantised'"
+    with pytest.raises(LabkitError, match=rule):
+        prune(model, "magnitude", 0.5)
+
+
+@pytest.mark.parametrize("work", [
+    lambda model: prune(model, "magnitude", 0.5), lambda model: outlier_weighed(model, 0.5, TOKENS),
+    lambda model: drop_layers(model, 1, "random"), lambda model: shrink(model, ffn=8, importance="random"),
+])  # fmt: skip
+def test_a_model_whose_weights_are_elsewhere_is_refused(work):
+    model = copy.deepcopy(MODEL)
+    model.model.layers[1].to("meta")  # as accelerate leaves what it offloads
+    rule = r"weights of a model are in memory; got 'model\.layers\.1\.self_attn\.q_proj\.weight without its numbers"
+    with pytest.raises(LabkitError, match=rule):
+        work(model)
+
+
+def test_options_are_options():
+    with pytest.raises(LabkitError, match="options are labkit.pruning.Options; got {'device': 'cpu'}"):
+        prune(MODEL, "magnitude", 0.5, options={"device": "cpu"})
+
+
+@pytest.mark.parametrize(("criterion", "told"), [("sparsegpt", 1), ("wanda", 0)])
+def test_a_grid_that_is_left_is_warned_of(criterion, told):
+    """Values in a row of a model rounded to 3 bits: Wanda keeps them, SparseGPT moves what stays."""
+    rounded = quantize(MODEL, bits=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = prune(rounded, criterion, 0.5, calibration=TOKENS)
+    assert sum("off the grid: quantise it again" in str(warning.message) for warning in caught) == told
+    name = "model.layers.0.mlp.up_proj"
+    kept = set(weights(again)[name][0]) <= {0.0, *weights(rounded)[name][0]}
+    assert kept == (criterion == "wanda")
+
+
 def test_adapters_that_are_not_merged_are_refused():
     from peft import LoraConfig, get_peft_model
 
@@ -316,6 +373,11 @@ def test_pruning_in_steps_only_ever_adds_zeros(criterion):
         assert sparsity(before) < sparsity(after)
         assert all((weights(after)[name][weight == 0] == 0).all() for name, weight in weights(before).items())
     assert sparsity(last) == 0.75
+
+
+def test_a_model_without_its_ledger_is_refused_between_steps():
+    with pytest.raises(LabkitError, match="between gives back a pruned model; got 'one without its ledger of masks'"):
+        prune_gradually(MODEL, "magnitude", (0.3, 0.5), lambda model: MODEL)
 
 
 def test_what_fills_zeros_between_steps_is_found_out():

@@ -7,7 +7,7 @@ import torch
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import CRITERIA, Options, engine, prune
+from labkit.pruning import CRITERIA, Options, engine, prune, prune_gradually
 
 TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
 MODEL = Rung(32, 3).build().eval()
@@ -59,6 +59,44 @@ def test_a_file_cut_off_in_the_middle_is_not_taken_for_a_block(tmp_path):
     whole.rename(tmp_path / "block-0001.safetensors.part")
     assert same(prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path)), prune(MODEL, "magnitude", 0.5))
     assert whole.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"criterion": "mag'])
+def test_a_damaged_description_of_a_job_is_named(tmp_path, text):
+    prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path))
+    (tmp_path / "job.json").write_text(text)
+    with pytest.raises(LabkitError, match=r"says which job it is; got '.*job\.json, which is damaged'. Remove the folder"):
+        prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path))
+
+
+def test_a_damaged_block_is_named_and_done_again_once_it_is_removed(tmp_path):
+    expected = prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path))
+    block = tmp_path / "block-0001.safetensors"
+    block.write_bytes(block.read_bytes()[:-100])
+    with pytest.raises(LabkitError, match=r"is whole; got '.*block-0001\.safetensors'. Remove the file"):
+        prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path))
+    block.unlink()
+    assert same(prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path)), expected)
+
+
+def test_pruning_in_steps_goes_on_where_it_was_killed(tmp_path, monkeypatch):
+    """Every step has a folder of its own, and what lies between is done again."""
+    steps, killed = (0.3, 0.5, 0.6), []
+
+    def between(model):
+        killed.append(model)
+        if len(killed) == 2:
+            raise Killed
+        return model
+
+    kept = Options(folder=tmp_path)
+    with pytest.raises(Killed):
+        prune_gradually(MODEL, "magnitude", steps, between, options=kept)
+    loaded, load = [], engine.Progress.load
+    monkeypatch.setattr(engine.Progress, "load", lambda self, n, *rest: (loaded.append(n), load(self, n, *rest)))
+    resumed = prune_gradually(MODEL, "magnitude", steps, between, options=kept)
+    assert loaded == 2 * [0, 1, 2]
+    assert same(resumed, prune_gradually(MODEL, "magnitude", steps, between))
 
 
 @pytest.mark.parametrize(
