@@ -189,9 +189,11 @@ def test_blocks_without_any_matrix_are_refused():
         blocks.matrices(model)
 
 
-def test_where_the_end_of_a_text_is_also_the_padding_one_is_no_padding_and_two_are():
+@pytest.mark.parametrize(("named", "many"), [("eos_token_id", True), ("eos_token_id", False), ("bos_token_id", False)])
+def test_where_the_end_or_start_of_a_text_is_also_the_padding_one_is_no_padding_and_two_are(named, many):
     model = Rung(32, 1).build()
-    model.config.eos_token_id = [model.config.pad_token_id]
+    model.config.bos_token_id = model.config.eos_token_id = None
+    setattr(model.config, named, [model.config.pad_token_id] if many else model.config.pad_token_id)
     blocks.check_calibration(model, TOKENS.new_tensor([[5, 0, 5], [0, 5, 0]]), "wanda")
     with pytest.raises(LabkitError, match="padding token 0 in 1 of 1 sequences"):
         blocks.check_calibration(model, TOKENS.new_tensor([[5, 0, 0, 7]]), "wanda")

@@ -378,6 +378,7 @@ def test_pruning_in_steps_only_ever_adds_zeros(criterion):
 def test_a_model_without_its_ledger_is_refused_between_steps():
     with pytest.raises(LabkitError, match="between gives back a pruned model; got 'one without its ledger of masks'"):
         prune_gradually(MODEL, "magnitude", (0.3, 0.5), lambda model: MODEL)
+    assert sparsity(prune_gradually(MODEL, "magnitude", (0.0, 0.5), lambda model: MODEL)) == 0.5  # none was written yet
 
 
 def test_what_fills_zeros_between_steps_is_found_out():
