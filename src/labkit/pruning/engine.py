@@ -128,7 +128,7 @@ def _by_sparsegpt() -> Callable[..., None]:
 
 def check_plain(model: PreTrainedModel, done: str = "pruned") -> None:
     """Raise LabkitError if the model is quantised, offloaded, or carries adapters: its weights would not be what it
-    computes with; or if zeros in its ledger of masks are zero no longer.
+    computes with; or if its zeros are not those that its ledger of masks records.
 
     ``done`` says what is about to be done to it.
     """

@@ -54,7 +54,7 @@ def shrink(
         Nothing to shrink; a number out of range, not whole or that key-value groups do not allow; a config that
         cannot state the sizes; an unknown architecture or importance; a seed that is no whole number; missing or unfit
         calibration tokens, or ones that reach no neuron of an expert; activations that are not finite; a model that is
-        quantised or offloaded, adapters that are not merged, zeros in the ledger that are zero no longer.
+        quantised or offloaded, adapters that are not merged, zeros that are not those recorded.
     """
     engine.check_plain(model, "shrunk")
     sizes = anatomy.sizes_of(model)
