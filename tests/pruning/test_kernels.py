@@ -187,10 +187,11 @@ def test_what_a_gpu_repeats_is_what_it_was_launched_to_do(gpu, asked):
 
 def test_sparsegpt_is_recorded_on_a_gpu(gpu, monkeypatch):
     recorded = []
-    monkeypatch.setattr(kernels, "record", lambda *asked, record=kernels.record: recorded.append(1) or record(*asked))
     model = Rung(32, 2).build().to("cuda").eval()
     tokens = torch.randint(168, (16, 12), generator=torch.Generator().manual_seed(0))
-    prune(model, "sparsegpt", 0.5, calibration=tokens)
+    with monkeypatch.context() as patch:  # undone before the simulated GPU, which has patched it too, goes
+        patch.setattr(kernels, "record", lambda *asked, record=kernels.record: recorded.append(1) or record(*asked))
+        prune(model, "sparsegpt", 0.5, calibration=tokens)
     assert recorded
 
 
@@ -217,9 +218,10 @@ def test_a_recording_that_does_not_fit_is_not_made(gpu, monkeypatch):
     def record(function, arguments):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(kernels, "record", record)
     recorded = kernels.Recorded(doubled)
-    assert [recorded(torch.tensor(number, device="cuda"), 1).item() for number in range(4)] == [0, 2, 4, 6]
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "record", record)
+        assert [recorded(torch.tensor(number, device="cuda"), 1).item() for number in range(4)] == [0, 2, 4, 6]
 
 
 def test_on_a_cpu_nothing_is_recorded():
@@ -227,3 +229,10 @@ def test_on_a_cpu_nothing_is_recorded():
     for number in range(3):
         assert recorded(torch.tensor(number), torch.tensor(1)) == number + 1
     assert not recorded.known
+
+
+def test_what_a_simulated_gpu_puts_in_their_place_goes_with_it():
+    record = kernels.record
+    with SimulatedGPU():
+        assert kernels.record != record
+    assert kernels.record is record and record.__module__ == kernels.__name__
