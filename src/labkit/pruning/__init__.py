@@ -91,8 +91,9 @@ def prune(
         What is no model; unknown criterion, pattern, group, matrix or device; a seed that is no whole number; sparsity
         outside [0, 1) or not the pattern's; a matrix whose width M does not divide; missing or unfit calibration
         tokens; activations or weights that are not finite; a Hessian that is not positive definite; a quantised model,
-        an offloaded one, zeros that are not those recorded; adapters that are not merged, an unsupported module; a folder of
-        another job, or with a damaged file; a block, or one sequence, that does not fit into the device's memory.
+        an offloaded one, zeros that are not those recorded; adapters that are not merged, an unsupported module; a
+        folder of another job, or with a damaged file; a block, or one sequence, that does not fit into the device's
+        memory.
 
     Warns of few calibration tokens, of outputs that lose all their weights, and, for SparseGPT, of a model of
     `labkit.quantize`, whose grid the weights that stay leave.
