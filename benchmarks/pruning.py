@@ -52,7 +52,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from labkit.pruning import Options, blocks, prune, streaming
+from labkit.pruning import Options, blocks, memory, prune, streaming
 
 
 def shape(width: int, neurons: int, layers: int, vocabulary: int, key_value_heads: int | None = None) -> LlamaConfig:
@@ -103,7 +103,7 @@ def memory_mib(peak: bool) -> float:
 
 @torch.no_grad()
 def plain(model: PreTrainedModel, tokens: Tensor) -> None:
-    for batch in blocks.micro_batches(tokens):
+    for batch in memory.micro_batches(tokens):
         model(input_ids=batch, use_cache=False)
 
 
@@ -128,7 +128,7 @@ def peer(model: PreTrainedModel, tokens: Tensor, criterion: str, propagate: bool
 
 
 def _oneshot(oneshot: Callable, model: PreTrainedModel, tokens: Tensor, modifier: type, propagate: bool) -> None:
-    size = blocks.micro_batch(tokens.shape[1], torch.device(DEVICE))  # as many at a time as ours
+    size = memory.micro_batch(tokens.shape[1], torch.device(DEVICE))  # as many at a time as ours
     batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in tokens.split(size)]
     oneshot(
         model=model, dataset=DataLoader(batches, batch_size=None), num_calibration_samples=len(tokens),

@@ -45,7 +45,7 @@ PACKAGES: dict[str, tuple[set[str], ...]] = {
         {"engine"},
         {"criteria", "sparsegpt", "streaming", "surgery", "units"},
         {"anatomy", "calls", "kernels", "ledger", "masks", "moments", "waiting"},
-        {"blocks"},
+        {"blocks", "memory"},
     ),
 }
 

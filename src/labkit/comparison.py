@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 
 import numpy as np
 import pandas as pd
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, warn
 from labkit.pairing import UNIT
 from labkit.scores import BEST, judged, need, primary
 from labkit.statistics import Spread, benjamini_hochberg, mean_interval, p_value
@@ -151,7 +150,7 @@ def _shared(*sides: pd.DataFrame) -> list[pd.DataFrame]:
         a, b = (len(mine.unique()) for mine in keys)
         both = len(keys[0][kept[0]].unique())
         message = f"of {a:,} and {b:,} items (each ability and metric counted), the {both:,} that both have are compared"
-        warnings.warn(message, stacklevel=3)
+        warn(message)
     return [rows[keep] for rows, keep in zip(sides, kept, strict=True)]
 
 

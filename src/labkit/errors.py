@@ -1,8 +1,10 @@
-"""One exception type: it states the rule, the value received and the remedy."""
+"""One exception type: it states the rule, the value received and the remedy. And warnings that show who asked."""
 
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 from numbers import Integral
 
@@ -39,3 +41,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> LabkitError:
     nearest = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
     hint = f"Nearest: {', '.join(nearest)}. " if nearest else ""
     return LabkitError(f"a known {kind} is needed", name, f"{hint}All: {', '.join(known)}.")
+
+
+def warn(message: str) -> None:
+    """Warn (UserWarning) as from the caller's line: the nearest that is neither labkit's nor a decorator's of PyTorch."""
+    depth = 1
+    while sys._getframe(depth).f_globals.get("__name__", "").partition(".")[0] in ("labkit", "torch"):
+        depth += 1
+    warnings.warn(message, stacklevel=depth + 1)

@@ -7,7 +7,6 @@ import copy
 import importlib.util
 import random
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from labkit.errors import LabkitError, unknown
+from labkit.errors import LabkitError, unknown, warn
 from labkit.evaluation import COLUMNS
 from labkit.reader import Reader
 from labkit.records import CHOICE_ACCURACY, EXACT_MATCH, NLL_NATS
@@ -87,7 +86,7 @@ def benchmark(
     if chat:
         reader.converse(["?"])
     elif reader.tokenizer.chat_template:
-        warnings.warn("The tokenizer has a chat template, which is not used: chat=True would.", stacklevel=2)
+        warn("The tokenizer has a chat template, which is not used: chat=True would.")
     was_training, state = model.training, random.getstate()  # what lm_eval imports seeds the latter
     try:
         manager = _manager(names, folder)

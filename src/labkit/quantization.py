@@ -36,12 +36,13 @@ def quantize(model: PreTrainedModel, bits: int = 4) -> PreTrainedModel:
     ------
     LabkitError
         ``bits`` out of range; weights that are not finite, or too large for a scale in half precision; a model that is
-        quantised already, adapters that are not merged, an unsupported module, zeros that are not those recorded.
+        quantised already or offloaded, adapters that are not merged, an unsupported module, zeros that are not those recorded.
 
     Source: Jacob et al. 2018, *Quantization and training of neural networks for efficient integer-arithmetic-only
     inference*, arXiv 1712.05877, equation 1 without a zero point.
     """
     check_quantize(bits)
+    blocks.check_present(model)
     if getattr(model.config, "quantization_config", None) is not None:
         received = f"a quantised {type(model).__name__}"
         raise LabkitError("a model is quantised once", received, "Load it without quantization_config.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from numbers import Real
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from labkit import training
 from labkit.abilities import Corpus
 from labkit.divergences import forward_kl
-from labkit.errors import LabkitError, unknown, whole
+from labkit.errors import LabkitError, unknown, warn, whole
 from labkit.flops import forward_flops_per_token
 from labkit.forward import Forward, asked_places
 from labkit.lineage import record
@@ -94,7 +93,6 @@ def recover(
     engine.check_plain(model, "recovered")
     if method == "distil":
         _check_teacher(model, teacher)
-    ledger.check_masks(model)
     if folder is not None and Path(folder).is_file():
         raise LabkitError("checkpoints are kept in a folder", f"{folder}, a file", "Give another name.")
     rows = _Rows(corpus, model.get_input_embeddings().weight.shape[0])
@@ -130,7 +128,7 @@ def recover(
         ledger.record_masks(new)  # going back to a narrow type can add zeros, never take any away
     losses["loss_after_nats"] = mean_loss(new, held_out)
     if overflown := [name for name, loss in losses.items() if not math.isfinite(loss)]:
-        warnings.warn(f"not finite in {new.dtype}: {', '.join(overflown)}", stacklevel=2)
+        warn(f"not finite in {new.dtype}: {', '.join(overflown)}")
         losses |= dict.fromkeys(overflown)
     record(new, "recover", **asked, tokens=done.tokens, flops=flops, seconds=done.seconds, **losses)
     return new.train(model.training)

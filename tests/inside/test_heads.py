@@ -131,7 +131,7 @@ def test_writing_backwards_asks_for_what_stood_before():
 def test_micro_batches_give_the_same_rows(tokens, monkeypatch):
     model = Rung(32, 2).build()
     whole = head_scores(model, tokens % 5)
-    monkeypatch.setitem(module.blocks.MICRO_BATCH_TOKENS, "cpu", 10)
+    monkeypatch.setitem(module.memory.MICRO_BATCH_TOKENS, "cpu", 10)
     parts = head_scores(model, tokens % 5)
     keys = ["score", "part", "item"]
     whole, parts = (rows.sort_values(keys, ignore_index=True) for rows in (whole, parts))

@@ -17,7 +17,7 @@ import transformers
 from gpus import RealGPU, SimulatedGPU, needs_a_gpu
 from transformers import PreTrainedModel
 
-from labkit.pruning import blocks, engine
+from labkit.pruning import engine, memory
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -81,7 +81,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield RealGPU()
         return
     # A CPU does the work: an eighth of the tokens, and of the scores what is as little beside them.
-    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cuda", 1024)
+    monkeypatch.setitem(memory.MICRO_BATCH_TOKENS, "cuda", 1024)
     monkeypatch.setitem(engine.SCORES, "cuda", 2**16)
     with SimulatedGPU() as simulated:
         yield simulated

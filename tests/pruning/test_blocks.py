@@ -9,11 +9,20 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import blocks, streaming
+from labkit.pruning import blocks, memory, streaming
 
 TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
 
@@ -63,6 +72,15 @@ def test_experts_in_another_layout_are_named():
     model.model.layers[0].mlp.experts.scale = nn.Parameter(torch.ones(4, 2))
     with pytest.raises(LabkitError, match=r"got 'model.layers.0.mlp.(gate|experts), a Mixtral\w+: its matrices are"):
         blocks.matrices(model)
+
+
+def test_a_module_in_which_pytorch_would_quantise_but_did_not_is_no_obstacle():
+    model = Rung(32, 1).build()
+    found = list(blocks.matrices(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch moves it to another package
+        model.model.layers[0].add = torch.ao.nn.quantized.FloatFunctional()
+    assert list(blocks.matrices(model)) == found
 
 
 def test_weights_that_are_not_floating_point_are_refused():
@@ -154,15 +172,35 @@ def test_unfit_calibration_is_refused(calibration, message):
 
 
 @pytest.mark.parametrize(("end", "row", "padded"), [
-    (5, [5, 5, 3, 4], True), (5, [3, 4, 5, 5], True), ([7, 5], [3, 4, 5, 5], True),
-    (5, [3, 5, 5, 4], False), (5, [5, 3, 4, 5], False), (None, [5, 5, 5, 5], False), (5, [5], False),
+    (5, [5, 5, 5, 3, 4], True), (5, [3, 4, 5, 5, 5], True), ([7, 5], [3, 4, 5, 5, 5], True), (5, [5, 5, 5], True),
+    (5, [3, 5, 5, 5, 4], False), (5, [5, 3, 4, 5], False), (None, [5, 5, 5, 5], False), (5, [5], False), (5, [5, 5], False),
 ])  # fmt: skip
-def test_where_no_padding_is_named_two_ends_of_text_at_either_end_are(end, row, padded):
+def test_where_no_padding_is_named_three_ends_of_text_at_either_end_are(end, row, padded):
     model = Rung(32, 1).build()
     model.config.pad_token_id, model.config.eos_token_id = None, end
     refused = pytest.raises(LabkitError, match="padding token 5 in 1 of 64 sequences") if padded else nullcontext()
     with refused:
         blocks.check_calibration(model, torch.cat([TOKENS.new_tensor([row]), 9 + TOKENS.new_zeros(63, len(row))]), "wanda")
+
+
+def test_texts_that_begin_and_end_with_one_token_may_be_cut_anywhere():
+    """Packed one behind the other: somewhere two of them begin a sequence, and end one."""
+    model = Rung(32, 1).build()
+    model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id = None, 5, 5
+    packed = torch.tensor([token for length in range(1, 30) for token in (5, *range(6, 6 + length), 5)])
+    for length in (3, 7, 16):
+        cut = packed.unfold(0, length, 1)
+        assert (cut[:, :2] == 5).all(1).any() and (cut[:, -2:] == 5).all(1).any()
+        blocks.check_calibration(model, cut, "wanda")
+
+
+def test_a_model_that_reads_no_tokens_or_a_second_text_is_not_calibrated():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2))
+    for model in (ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8)), t5):
+        rule = f"wanda needs a model that reads tokens and nothing else; got '{type(model).__name__}'"
+        with pytest.raises(LabkitError, match=rule):
+            blocks.check_calibration(model, TOKENS, "wanda")
 
 
 def test_sequences_past_the_context_of_a_model_are_refused():
@@ -218,8 +256,8 @@ def test_finite_is_what_isfinite_says(dtype, bad):
 
 @pytest.mark.parametrize(("length", "sequences"), [(1, 2048), (100, 20), (2048, 1), (5000, 1)])
 def test_a_micro_batch_on_a_cpu_is_2048_tokens_or_one_sequence(length, sequences):
-    assert blocks.micro_batch(length, torch.device("cpu")) == sequences
-    assert [len(part) for part in blocks.micro_batches(torch.zeros(2 * sequences, length))] == [sequences] * 2
+    assert memory.micro_batch(length, torch.device("cpu")) == sequences
+    assert [len(part) for part in memory.micro_batches(torch.zeros(2 * sequences, length))] == [sequences] * 2
 
 
 @pytest.mark.parametrize("how", ["one matrix", "one sequence"])
@@ -237,7 +275,7 @@ def test_an_error_about_memory_does_not_hold_it(how):
     model.model.layers[0].mlp.register_forward_pre_hook(work)
     with pytest.raises(LabkitError, match="fit into the device's memory; got 'out of memory in ") as caught:
         if how == "one matrix":
-            with blocks.must_fit("a matrix", "w"):
+            with memory.must_fit("a matrix", "w"):
                 work()
         else:
             next(streaming.walk(model, TOKENS[:1]))

@@ -16,7 +16,7 @@ from torch.sparse import to_sparse_semi_structured
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from labkit.errors import LabkitError
-from labkit.pruning import CRITERIA, Options, blocks, engine, masks, prune, sparsegpt, sparsity
+from labkit.pruning import CRITERIA, Options, blocks, engine, masks, memory, prune, sparsegpt, sparsity
 from labkit.pruning.moments import Hessian, Norms
 
 DEVICE = "cuda"
@@ -98,7 +98,7 @@ def test_memory_is_a_block_its_statistics_and_one_micro_batch(gpu, criterion, st
 
     For SparseGPT also what a GPU has recorded: arguments and results for 128 columns of each shape of matrix.
     """
-    model, sequences = built(width=512, layers=4), blocks.micro_batch(LENGTH, torch.device(DEVICE))
+    model, sequences = built(width=512, layers=4), memory.micro_batch(LENGTH, torch.device(DEVICE))
     gpu.most(lambda: prune(model, criterion, 0.5, calibration=tokens(4), options=LEND))  # workspaces that stay
     inputs = 3 * [512] + [3 * 512]
     statistics = sum(4 * (size if statistic is Norms else size**2) for size in inputs)
@@ -113,7 +113,7 @@ def test_memory_is_a_block_its_statistics_and_one_micro_batch(gpu, criterion, st
 
 
 def test_memory_that_runs_out_halves_the_micro_batch_and_changes_nothing_else(gpu):
-    model, sequences = built(width=512, layers=2), blocks.micro_batch(LENGTH, torch.device(DEVICE))
+    model, sequences = built(width=512, layers=2), memory.micro_batch(LENGTH, torch.device(DEVICE))
     expected = prune(model, "wanda", 0.5, calibration=tokens(sequences), options=LEND)
     with gpu.at_most(one_micro_batch(gpu, model, sequences) // 2):
         with pytest.warns(UserWarning, match=r"out of memory in model\.layers\.0: on with \d+ calibration sequences"):
@@ -124,7 +124,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_changes_nothing_else(gp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_activations_of_a_model_on_the_gpu_take_one_micro_batch_of_it(gpu, dtype):
     model = built(width=512, layers=2).to(dtype)
-    few, many = (count * blocks.micro_batch(LENGTH, torch.device(DEVICE)) for count in (2, 16))
+    few, many = (count * memory.micro_batch(LENGTH, torch.device(DEVICE)) for count in (2, 16))
     there = copy.deepcopy(model).to(DEVICE)
     prune(there, "wanda", 0.5, calibration=tokens(4))  # workspaces that stay
     grown = [gpu.most(lambda n=n: prune(there, "wanda", 0.5, calibration=tokens(n))) for n in (few, many)]
@@ -150,7 +150,7 @@ def test_two_of_four_is_a_pattern_that_the_gpu_multiplies(criterion):
 @pytest.mark.parametrize(("criterion", "propagate"), [("wanda", True), ("wanda", False), ("sparsegpt", True)])
 def test_any_amount_of_memory_gives_the_same_masks_or_an_error(criterion, propagate, there, monkeypatch):
     """Wherever it runs out: what is counted is counted once, what is moved comes back. Only a simulated GPU is exact."""
-    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cuda", 8 * LENGTH)
+    monkeypatch.setitem(memory.MICRO_BATCH_TOKENS, "cuda", 8 * LENGTH)
     monkeypatch.setitem(engine.SCORES, "cuda", 2**12)
     model, answers = built(width=64, layers=2), set()
     how = {"calibration": tokens(40), "options": Options(propagate=propagate, device=None if there else DEVICE)}

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from transformers import LlamaForSequenceClassification, LlamaModel, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import blocks, drop_layers, importance, surgery
+from labkit.pruning import blocks, drop_layers, importance, memory, surgery, units
 
 TOKENS = torch.randint(168, (5, 8), generator=torch.Generator().manual_seed(0))
 
 
 def test_block_influence_agrees_with_a_loop_over_tokens(monkeypatch):
-    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cpu", 2 * 8)
+    monkeypatch.setitem(memory.MICRO_BATCH_TOKENS, "cpu", 2 * 8)
     model = Rung(32, 3).build().eval()
     inputs, outputs = {}, {}
     for i, block in enumerate(model.model.layers):
@@ -75,7 +76,7 @@ def openai_gpt() -> OpenAIGPTLMHeadModel:
 
 
 def test_loss_is_that_of_the_model_without_the_block(decoder, tokens, monkeypatch):
-    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cpu", 3 * 24)
+    monkeypatch.setitem(memory.MICRO_BATCH_TOKENS, "cpu", 3 * 24)
     check_loss(decoder, tokens)
 
 
@@ -141,3 +142,52 @@ def test_a_loss_that_is_not_finite_is_named():
     model.lm_head.weight.data[0, 0] = float("nan")
     with pytest.raises(LabkitError, match="calibration losses are finite; got 'nan without any change'"):
         importance.loss(model, TOKENS, torch.Generator())
+
+
+@pytest.mark.parametrize("kind", [LlamaModel, LlamaForSequenceClassification])
+def test_a_model_that_foretells_no_tokens_has_no_such_loss(kind):
+    model = kind(Rung(32, 2).build().config).eval()
+    with pytest.raises(LabkitError, match=f"a model that foretells tokens; got '{kind.__name__}'. .*block-influence"):
+        importance.loss(model, TOKENS, torch.Generator())
+    assert importance.block_influence(model, TOKENS, torch.Generator()).shape == (2,)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def holds(model, sequences: int) -> list[int]:
+    """Make the model one of a device on which ``sequences`` fit: more run out behind all blocks. How many there were."""
+    seen = []
+
+    def check(module: torch.nn.Module, args: tuple) -> None:
+        seen.append(len(args[0]))
+        if len(args[0]) > sequences:
+            raise torch.OutOfMemoryError("simulated")
+
+    model.get_output_embeddings().register_forward_pre_hook(check)
+    return seen
+
+
+@pytest.mark.parametrize("measure", [importance.block_influence, importance.loss, units.activation])
+def test_memory_that_runs_out_halves_the_micro_batch_and_changes_nothing_else(decoder, tokens, measure):
+    expected, seen = measure(decoder, tokens, torch.Generator()), holds(decoder, sequences=3)
+    with pytest.warns(UserWarning, match=f"out of memory in {type(decoder).__name__}: on with 2 calibration sequences"):
+        found = measure(decoder, tokens, torch.Generator())
+    assert seen[:4] == [8, 4, 2, 2]
+    for one, other in zip(_tensors(found), _tensors(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def _tensors(scores: torch.Tensor | units.Scores) -> list[torch.Tensor]:
+    return [scores.heads, scores.neurons, scores.width] if isinstance(scores, units.Scores) else [scores]
+
+
+@pytest.mark.parametrize("measure", [importance.block_influence, importance.loss, units.activation])
+def test_one_sequence_that_does_not_fit_is_an_error(measure):
+    model = Rung(32, 2).build().eval()
+    holds(model, sequences=0)
+    rule = "one calibration sequence, .* got 'out of memory in LlamaForCausalLM with one sequence of 8 tokens'"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(LabkitError, match=rule):
+            measure(model, TOKENS, torch.Generator())

@@ -177,6 +177,18 @@ def test_a_mask_for_another_model(look):
         look(shorter)
 
 
+@pytest.mark.parametrize("damage", [lambda entry: entry.pop("shape"), lambda entry: entry.pop("sparsity"),
+                                    lambda entry: entry.pop("sha256"), None])  # fmt: skip
+def test_what_is_no_ledger_is_named(damage):
+    model = pruned()
+    if damage:
+        damage(model.config.labkit_masks[NAME])
+    else:
+        model.config.labkit_masks = ["masks"]
+    with pytest.raises(LabkitError, match="has sparsity, shape and sha256 of each matrix; got"):
+        ledger.check_masks(model)
+
+
 def flat():
     """All its parameters are views of one tensor."""
     model = Rung(16, 2).build()

@@ -313,6 +313,7 @@ def test_a_model_that_pytorch_has_quantised_is_refused():
 @pytest.mark.parametrize("work", [
     lambda model: prune(model, "magnitude", 0.5), lambda model: outlier_weighed(model, 0.5, TOKENS),
     lambda model: drop_layers(model, 1, "random"), lambda model: shrink(model, ffn=8, importance="random"),
+    lambda model: quantize(model), lambda model: sparsity(model),
 ])  # fmt: skip
 def test_a_model_whose_weights_are_elsewhere_is_refused(work):
     model = copy.deepcopy(MODEL)
@@ -338,6 +339,28 @@ def test_a_grid_that_is_left_is_warned_of(criterion, told):
     name = "model.layers.0.mlp.up_proj"
     kept = set(weights(again)[name][0]) <= {0.0, *weights(rounded)[name][0]}
     assert kept == (criterion == "wanda")
+
+
+@pytest.mark.parametrize(("work", "message"), [
+    (lambda: prune(MODEL, "wanda", 0.5, calibration=TOKENS), "what so few tell is chance"),
+    (lambda: prune_gradually(MODEL, "wanda", (0.2, 0.5), lambda m: m, calibration=TOKENS), "what so few tell is chance"),
+    (lambda: drop_layers(MODEL, 1, calibration=TOKENS), "what so few tell is chance"),
+    (lambda: drop_layers(MODEL, 1, "loss", calibration=TOKENS), "what so few tell is chance"),
+    (lambda: shrink(MODEL, ffn=8, calibration=TOKENS), "what so few tell is chance"),
+    (lambda: outlier_weighed(MODEL, 0.5, TOKENS), "what so few tell is chance"),
+    (lambda: prune(MODEL, "sparsegpt", 0.5, calibration=TOKENS), "has no full rank"),
+    (lambda: prune_gradually(MODEL, "sparsegpt", (0.2, 0.5), lambda m: m, calibration=TOKENS), "has no full rank"),
+    (lambda: prune(quantize(MODEL), "sparsegpt", 0.5, calibration=TOKENS), "off the grid"),
+    (lambda: prune_gradually(quantize(MODEL), "sparsegpt", [0.5], None, calibration=TOKENS), "off the grid"),
+    (lambda: prune(MODEL, "magnitude", 0.99), "have lost all their weights"),
+    (lambda: prune_gradually(MODEL, "magnitude", [0.99], None), "have lost all their weights"),
+])  # fmt: skip
+def test_warnings_show_the_line_that_asked(work, message):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        work()
+    told = [warning for warning in caught if message in str(warning.message)]
+    assert told and {warning.filename for warning in told} == {__file__}
 
 
 def test_adapters_that_are_not_merged_are_refused():

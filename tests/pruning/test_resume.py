@@ -61,7 +61,7 @@ def test_a_file_cut_off_in_the_middle_is_not_taken_for_a_block(tmp_path):
     assert whole.exists()
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"criterion": "mag'])
+@pytest.mark.parametrize("text", ["", "[1]", "[[1, 2]]", "null", '{"criterion": "mag'])
 def test_a_damaged_description_of_a_job_is_named(tmp_path, text):
     prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path))
     (tmp_path / "job.json").write_text(text)

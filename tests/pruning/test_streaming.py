@@ -14,7 +14,7 @@ from torch import nn
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import blocks, engine, masks, prune, sparsegpt, streaming
+from labkit.pruning import blocks, engine, masks, memory, prune, sparsegpt, streaming
 from labkit.pruning.moments import Hessian, Norms
 from labkit.pruning.waiting import HiddenStates
 
@@ -25,7 +25,7 @@ TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """6 sequences of 12 are a part of 4 and a rest of 2; 8 of 24 are parts of 2."""
     for device in ("cpu", "cuda"):
-        monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, device, 4 * 12)
+        monkeypatch.setitem(memory.MICRO_BATCH_TOKENS, device, 4 * 12)
 
 
 def inputs_in_a_plain_pass(model, tokens: torch.Tensor) -> dict[str, torch.Tensor]:

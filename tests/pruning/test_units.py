@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from labkit.errors import LabkitError
-from labkit.pruning import anatomy, blocks, surgery, units
+from labkit.pruning import anatomy, blocks, memory, surgery, units
 from labkit.pruning.units import UNIT_IMPORTANCES, keep_all
 
 # Named by hand: the tables of `anatomy` are what is tested
@@ -41,7 +41,7 @@ def seen(model, names: list[str], tokens: torch.Tensor, output: bool = False) ->
 
 @pytest.fixture
 def scores(decoder, tokens, monkeypatch):
-    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cpu", 3 * TIME)  # 8 sequences: 3, 3 and 2
+    monkeypatch.setitem(memory.MICRO_BATCH_TOKENS, "cpu", 3 * TIME)  # 8 sequences: 3, 3 and 2
     return units.activation(decoder, tokens, torch.Generator())
 
 

@@ -10,7 +10,7 @@ from gpus import needs_a_gpu
 from torch import nn
 
 from labkit.ladder import Rung
-from labkit.pruning import blocks, streaming
+from labkit.pruning import memory, streaming
 from labkit.pruning.moments import Hessian, Norms
 from labkit.pruning.waiting import HiddenStates
 
@@ -177,7 +177,7 @@ def test_a_pass_whose_parts_get_smaller_from_the_second_on(waiting, replaced):
 @pytest.mark.parametrize("late", [False, True])
 def test_memory_that_runs_out_anywhere_changes_no_statistic(monkeypatch, kind, changes, late):
     """Each micro-batch of each pass in turn is halved."""
-    monkeypatch.setitem(blocks.MICRO_BATCH_TOKENS, "cpu", 4 * 12)
+    monkeypatch.setitem(memory.MICRO_BATCH_TOKENS, "cpu", 4 * 12)
     copying(monkeypatch, late)
     model = Rung(32, 3).build(seed=0).eval()
     tokens = torch.randint(1, 168, (12, 12), generator=torch.Generator().manual_seed(0))

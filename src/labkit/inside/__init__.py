@@ -23,7 +23,7 @@ from labkit.inside.estimates import DONOR, INTACT, earliest, effects, looks, ran
 from labkit.inside.heads import SCORES, attention, head_scores
 from labkit.inside.roles import OTHERS, by_role, roles
 from labkit.inside.sites import KINDS, Part, Parts, Site, evaluating, parts, seen
-from labkit.pruning import anatomy, blocks
+from labkit.pruning import anatomy, blocks, memory
 
 __all__ = [
     "DONOR", "INTACT", "KINDS", "OTHERS", "SCORES", "Part", "ablate", "attention", "by_role", "earliest", "effects",
@@ -165,7 +165,7 @@ def _means(model: PreTrainedModel, places: set[Site], tokens: Tensor) -> dict[Si
         totals[site] = totals.get(site, 0) + written.double().flatten(0, -2).sum(0)
 
     with evaluating(model), seen(model, places, add):
-        for batch in blocks.micro_batches(tokens):
+        for batch in memory.micro_batches(tokens):
             model(input_ids=batch, use_cache=False)
     return {site: total / tokens.numel() for site, total in totals.items()}
 

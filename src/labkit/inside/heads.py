@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from labkit.errors import LabkitError
 from labkit.inside.sites import Part, evaluating
-from labkit.pruning import blocks
+from labkit.pruning import memory
 
 OFFSETS = {"induction": 1, "duplicate token": 0, "backward": -1}
 """Score -> where its target stands, counted from the last place that held the same token."""
@@ -87,7 +87,7 @@ def head_scores(
             "tokens are int64 (sequences, time), and places of the same shape", received, "Give items.tokens."
         )
     frames, first = [], 0
-    for batch, asked in zip(blocks.micro_batches(tokens), blocks.micro_batches(places), strict=True):
+    for batch, asked in zip(memory.micro_batches(tokens), memory.micro_batches(places), strict=True):
         pattern = attention(model, batch).double()
         even = 1 / torch.arange(1.0, batch.shape[1] + 1, dtype=torch.float64)
         for score in SCORES:

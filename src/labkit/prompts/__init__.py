@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from labkit.abilities import Ability, Items, abilities
 from labkit.abilities import vocabulary as V
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, warn
 from labkit.evaluation import COLUMNS as SCORES
 from labkit.evaluation import _check as check_suite
 from labkit.prompts.sensitivity import sensitivity
@@ -117,7 +116,7 @@ def ask(
             wording(ability, template.own)
     reader = Reader.of(model, tokenizer)
     if reader.tokenizer.chat_template and not chat:
-        warnings.warn("The tokenizer has a chat template, which is not used: chat=True would.", stacklevel=2)
+        warn("The tokenizer has a chat template, which is not used: chat=True would.")
     asked = [_Asked.of(reader, *pair, (n, seed, shots), chat) for pair in _each(suite, templates)]
     pairs = reader.encode([text for one in asked for text in one.texts()])
     _tells_apart(reader, asked, pairs)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from labkit.errors import LabkitError, unknown
+from labkit.errors import LabkitError, unknown, warn
 from labkit.lineage import lineage, plain, record
-from labkit.pruning import blocks, engine, ledger, masks, surgery
+from labkit.pruning import blocks, engine, ledger, masks, memory, surgery
 from labkit.pruning.allocation import outlier_weighed, schedule
 from labkit.pruning.blocks import sparsity
 from labkit.pruning.engine import Options
@@ -103,8 +102,7 @@ def prune(
         raise LabkitError("options are labkit.pruning.Options", options, "Give e.g. Options(device='cuda').")
     engine.check_plain(model)
     if method.statistic is Hessian and any(entry["verb"] == "quantize" for entry in lineage(model)):
-        message = f"the model was quantised, and {criterion} moves weights off the grid: quantise it again"
-        warnings.warn(message, stacklevel=2)
+        warn(f"the model was quantised, and {criterion} moves weights off the grid: quantise it again")
     blocks.check_device(options.device)
     found = blocks.matrices(model)
     if pattern is not None and group is not None:
@@ -135,7 +133,7 @@ def prune(
         tokens = {} if method.statistic is None else {"calibration": calibration}
         hashes = {"weights": engine.fingerprint(model.state_dict()), "calibration": engine.fingerprint(tokens)}
         progress = engine.Progress(options.folder, {**asked, **hashes})
-    with blocks.must_fit("a model, its copy, and a few tokens", type(model).__name__):
+    with memory.must_fit("a model, its copy, and a few tokens", type(model).__name__):
         pruned = copy.deepcopy(model).eval()
         engine.prune_blocks(
             pruned, method, keeps,
@@ -209,21 +207,23 @@ def drop_layers(
         ``"block-influence"`` (how far a block turns its tokens), ``"loss"`` (how much worse the next token is foretold
         without the block), both on ``calibration``, or ``"random"`` (by ``seed``).
     calibration
-        int64 tokens (sequences, time), never padded; for the loss two or more to a sequence.
+        int64 tokens (sequences, time), never padded; for the loss two or more to a sequence. Memory that runs out halves
+        the micro-batch, which is warned of.
 
     Raises
     ------
     LabkitError
         ``keep`` out of range; unknown importance; a seed that is no whole number; missing or unfit calibration tokens;
         activations not finite; a config that cannot state which layers are kept; an offloaded model; zeros that are not
-        those recorded.
+        those recorded; a model and its copy, or one sequence, that do not fit into the device's memory.
     """
     surgery.check_keep(model, keep)
     measure = _named("importance", importance, IMPORTANCES)
     generator = blocks.seeded(seed)
     blocks.check_present(model)
     ledger.check_masks(model)
-    short = copy.deepcopy(model).eval()
+    with memory.must_fit("a model and its copy", type(model).__name__):
+        short = copy.deepcopy(model).eval()
     scores = measure(short, calibration, generator)
     dropped = scores.argsort(stable=True)[: len(scores) - keep].tolist()
     surgery.keep_layers(short, [i for i in range(len(scores)) if i not in dropped])

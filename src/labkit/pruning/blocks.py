@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from labkit.errors import LabkitError, whole
-
-MICRO_BATCH_TOKENS = {"cpu": 2_048, "cuda": 8_192}
-"""Calibration tokens in one forward pass, by type of device: what the memory for activations grows with. A GPU needs
-many at a time; of a CPU the activations of few stay in the caches (10 to 20 % less time, measured)."""
+from labkit.errors import LabkitError, warn, whole
 
 MAKE_FINITE = "Check the weights, and use bfloat16 or float32 if they are float16."
 """What to do about a NaN or an infinity."""
@@ -178,7 +172,7 @@ def _holds_matrices(module: nn.Module) -> bool:
 
 def _is_quantised(module: nn.Module) -> bool:
     """Whether it is one of PyTorch's own, whose weights are no parameters."""
-    return ".quantized." in f"{type(module).__module__}."
+    return hasattr(module, "_packed_params")
 
 
 def _routers(block: nn.Module) -> set[nn.Module]:
@@ -201,27 +195,33 @@ def _unsupported(name: str, module: nn.Module, why: str) -> LabkitError:
 
 
 def sparsity(model: PreTrainedModel) -> float:
-    """Fraction of zeros in the prunable matrices, 0..1."""
+    """Fraction of zeros in the prunable matrices, 0..1. Raises LabkitError for a model that is offloaded."""
+    check_present(model)
     weights = [matrix.weight for matrix in matrices(model).values()]
     return 1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
 
 
 def check_calibration(model: PreTrainedModel, calibration: Tensor | None, purpose: str) -> Tensor:
     """The tokens, on the model's device. Raises LabkitError unless int64 (sequences, time) of its vocabulary, unpadded,
-    and no longer than the model's context. Warns of fewer than `FEW_TOKENS`.
+    and no longer than the model's context; and for a model that reads something else. Warns of fewer than `FEW_TOKENS`.
 
     Any token of the config's ``pad_token_id`` counts as padding; where that is also the token that ends a text, two of
-    them in a row do; where there is none, two of those that end a text, at either end of a sequence.
+    them in a row do. Where there is none, three of those that end a text do, at either end of a sequence: two may stand
+    there, of texts that begin with the token as well, cut between them.
     """
     remedy = "Give int64 tokens (sequences, time) from the model's own vocabulary, never padded."
     if calibration is None:
         raise LabkitError(f"{purpose} needs calibration tokens", calibration, remedy)
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding) or getattr(model.config, "is_encoder_decoder", False):
+        rule = f"{purpose} needs a model that reads tokens and nothing else"
+        raise LabkitError(rule, type(model).__name__, "Use a causal language model of transformers.")
     if not isinstance(calibration, Tensor):
         raise LabkitError("calibration tokens are a torch.Tensor", type(calibration).__name__, remedy)
     if calibration.dtype != torch.int64 or calibration.ndim != 2 or calibration.numel() == 0:
         received = f"{calibration.dtype} {tuple(calibration.shape)}"
         raise LabkitError("calibration tokens are int64 with shape (sequences, time)", received, remedy)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = embedding.weight.shape[0]
     low, high = int(calibration.min()), int(calibration.max())
     if low < 0 or high >= vocabulary:
         rule = f"calibration tokens lie in the vocabulary, 0..{vocabulary - 1}"
@@ -237,7 +237,7 @@ def check_calibration(model: PreTrainedModel, calibration: Tensor | None, purpos
             raise LabkitError("calibration tokens are never padded", received, remedy)
     if calibration.numel() < FEW_TOKENS:
         received = f"{calibration.numel()} calibration tokens for {purpose}"
-        warnings.warn(f"{received}: what so few tell is chance; give {FEW_TOKENS} or more, better thousands", stacklevel=3)
+        warn(f"{received}: what so few tell is chance; give {FEW_TOKENS} or more, better thousands")
     return calibration.to(model.device)
 
 
@@ -248,47 +248,10 @@ def _padding(config: PreTrainedConfig, tokens: Tensor) -> Iterator[tuple[int, Te
     if (pad := getattr(config, "pad_token_id", None)) is None:
         for token in stops:
             at = tokens == token
-            yield token, torch.stack([at[:, :2].all(1), at[:, -2:].all(1)], 1) if tokens.shape[1] > 1 else at[:, :0]
+            yield token, torch.stack([at[:, :3].all(1), at[:, -3:].all(1)], 1) if tokens.shape[1] > 2 else at[:, :0]
     else:
         at = tokens == pad
         yield pad, at[:, 1:] & at[:, :-1] if pad in starts | stops else at
-
-
-def micro_batch(length: int, device: torch.device) -> int:
-    """How many sequences of ``length`` tokens hold about `MICRO_BATCH_TOKENS` of the device, at least one."""
-    return max(1, of_device(MICRO_BATCH_TOKENS, device) // length)
-
-
-def of_device(sizes: Mapping[str, int], device: torch.device) -> int:
-    """The size for the device's type, or the CPU's for a type that is not named."""
-    return sizes.get(device.type, sizes["cpu"])
-
-
-class must_fit:  # noqa: N801
-    """Raise LabkitError if memory runs out inside the with, where nothing can be done about it.
-
-    The error does not hold the memory, as the frames of the work that ran out would. So it is no generator: those refer
-    to their frames from the outside.
-    """
-
-    def __init__(self, what: str, name: str) -> None:
-        self.what, self.name = what, name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, frames: TracebackType | None) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            del frames
-            raise LabkitError(
-                f"{self.what} fit into the device's memory",
-                f"out of memory in {self.name}",
-                "Let the model stay on the CPU, with Options(device='cuda'); if it does, prune it there, device='cpu'.",
-            ) from error.with_traceback(None)
-
-
-def micro_batches(tokens: Tensor) -> Sequence[Tensor]:
-    """Split (sequences, time) into parts of `micro_batch` sequences."""
-    return tokens.split(micro_batch(tokens.shape[1], tokens.device))
 
 
 def finite(values: Tensor) -> bool:

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from labkit import extension
-from labkit.errors import LabkitError
-from labkit.pruning import blocks, kernels, ledger, sparsegpt, streaming
+from labkit.errors import LabkitError, warn
+from labkit.pruning import blocks, kernels, ledger, memory, sparsegpt, streaming
 from labkit.pruning.blocks import Matrix
 from labkit.pruning.criteria import CALIBRATED, CRITERIA
 from labkit.pruning.masks import Keep
@@ -93,7 +92,7 @@ def _by_score(score: Callable[..., Tensor]) -> Callable[..., None]:
         weight = matrix.weight
         # Scores of labkit look at one output at a time; those that users add may look at the whole matrix.
         parts = keep.by_row and score in CRITERIA
-        size = blocks.of_device(SCORES, weight.device)
+        size = memory.of_device(SCORES, weight.device)
         extremes: list[Tensor] = []
         for part in weight.split(max(1, size // weight.shape[1]) if parts else len(weight)):
             scores = score(part, norms, generator).float()
@@ -180,7 +179,7 @@ def prune_blocks(
                     short[name] = statistics[name].rows
                 _check_finite(matrix.weight, name)
                 before = _empty_rows(matrix.weight)
-                with blocks.must_fit("a block, its statistics and what pruning a matrix takes", name):
+                with memory.must_fit("a block, its statistics and what pruning a matrix takes", name):
                     method.prune(matrix, statistics.get(name), keeps[name], generator)
                 lost[name] = _empty_rows(matrix.weight) - before
             emptied |= {name: int(rows) for name, rows in lost.items() if rows}
@@ -192,11 +191,11 @@ def prune_blocks(
         name, rows = next(iter(short.items()))
         received = f"{rows} calibration tokens for the {blocks.matrices(model)[name].weight.shape[1]} inputs of {name}"
         message = f"{received}: its Hessian has no full rank and rests on the damping ({_others(short)})"
-        warnings.warn(f"{message}; give more sequences", stacklevel=4)
+        warn(f"{message}; give more sequences")
     if emptied:
         name, rows = next(iter(emptied.items()))
         message = f"{rows} outputs of {name} have lost all their weights ({_others(emptied)})"
-        warnings.warn(f"{message}; group='row' keeps some of each", stacklevel=4)
+        warn(f"{message}; group='row' keeps some of each")
 
 
 def _empty_rows(weight: Tensor) -> Tensor:
@@ -234,10 +233,12 @@ class Progress:
         self.folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
             try:
-                there = dict(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
+                there = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                there = None
+            if not isinstance(there, dict):
                 rule = "job.json in a job's folder says which job it is"
-                raise LabkitError(rule, f"{path}, which is damaged", "Remove the folder, and begin anew.") from error
+                raise LabkitError(rule, f"{path}, which is damaged", "Remove the folder, and begin anew.")
             if differ := [key for key in sorted({*job, *there}) if job.get(key) != there.get(key)]:
                 received = f"{self.folder}, of a job with other {', '.join(differ)}"
                 remedy = "Give another folder, or remove this one."

@@ -5,7 +5,6 @@ Every importance has the same form ``(model, calibration, generator) -> scores``
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 from labkit.errors import LabkitError
 from labkit.pruning import blocks
 from labkit.pruning.calls import states_in
+from labkit.pruning.memory import Parts
 
 
 @torch.no_grad()
@@ -38,9 +38,12 @@ def block_influence(model: PreTrainedModel, calibration: Tensor | None, generato
         return hook
 
     handles = [b.register_forward_hook(adds_cosines(i), with_kwargs=True) for i, b in enumerate(layers)]
+
+    def step(part: slice) -> None:
+        model(input_ids=tokens[part], use_cache=False)
+
     try:
-        for batch in blocks.micro_batches(tokens):
-            model(input_ids=batch, use_cache=False)
+        Parts(tokens, model.device).each(step, type(model).__name__, totals=[cosines])
     finally:
         for handle in handles:
             handle.remove()
@@ -52,23 +55,32 @@ def loss(model: PreTrainedModel, calibration: Tensor | None, generator: torch.Ge
     """Mean next-token loss without the block − mean next-token loss with it, nats per token. In eval mode.
 
     A block is removed by handing on its input; the calibration tokens are run once for each block, and once more.
-    Raises LabkitError for missing or unfit ``calibration`` (sequences, time ≥ 2), and for a loss that is not finite.
+    Raises LabkitError for missing or unfit ``calibration`` (sequences, time ≥ 2), for a model that foretells no tokens,
+    and for a loss that is not finite.
     Source: Kim et al. 2024, *Shortened LLaMA* (arXiv 2402.02834), which ranks blocks by the perplexity without them.
     """
     tokens = blocks.check_calibration(model, calibration, "importance 'loss'")
+    if model.get_output_embeddings() is None:
+        remedy = "Use a causal language model, or importance='block-influence'."
+        raise LabkitError("importance 'loss' needs a model that foretells tokens", type(model).__name__, remedy)
     if tokens.shape[1] < 2:
         rule = "a next-token loss needs sequences of at least 2 tokens"
         raise LabkitError(rule, tuple(tokens.shape), "Give longer calibration sequences.")
     prefix, layers = blocks.decoder_blocks(model)
 
+    parts = Parts(tokens, model.device)
+
     def mean_loss(without: str) -> float:
-        total = 0.0
-        for batch in blocks.micro_batches(tokens):
-            logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-            total += nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
-        if not math.isfinite(total):
-            raise LabkitError("calibration losses are finite", f"{total} without {without}", blocks.MAKE_FINITE)
-        return total / (tokens.numel() - len(tokens))
+        total = torch.zeros((), dtype=torch.float64)
+
+        def step(part: slice) -> None:
+            logits = model(input_ids=tokens[part], use_cache=False).logits[:, :-1].float()
+            total.add_(nn.functional.cross_entropy(logits.flatten(0, 1), tokens[part, 1:].flatten(), reduction="sum").item())
+
+        parts.each(step, type(model).__name__)
+        if not total.isfinite():
+            raise LabkitError("calibration losses are finite", f"{total.item()} without {without}", blocks.MAKE_FINITE)
+        return total.item() / (tokens.numel() - len(tokens))
 
     def hands_on(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple | list) -> Tensor | tuple:
         before = args[0] if args else kwargs["hidden_states"]

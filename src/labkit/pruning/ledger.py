@@ -132,7 +132,13 @@ def hold(model: PreTrainedModel) -> Held:
 
 
 def _ledger(model: PreTrainedModel) -> dict[str, dict]:
-    return getattr(model.config, FIELD, None) or {}
+    """What is recorded. Raises LabkitError if it is no ledger."""
+    ledger = getattr(model.config, FIELD, None) or {}
+    for name, entry in ledger.items() if isinstance(ledger, dict) else [(FIELD, ledger)]:
+        if not isinstance(entry, dict) or not {"sparsity", "shape", "sha256"} <= entry.keys():
+            remedy = "Take the config that the model was saved with."
+            raise LabkitError("a ledger of masks has sparsity, shape and sha256 of each matrix", f"{name}: {entry}", remedy)
+    return ledger
 
 
 def _weights(model: PreTrainedModel) -> dict[str, Tensor]:

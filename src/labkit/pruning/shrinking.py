@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from labkit.errors import LabkitError, unknown
 from labkit.lineage import record
-from labkit.pruning import anatomy, blocks, engine, ledger, surgery
+from labkit.pruning import anatomy, blocks, engine, ledger, memory, surgery
 from labkit.pruning.anatomy import Kept, Sizes
 from labkit.pruning.units import UNIT_IMPORTANCES, Scores
 
@@ -43,7 +43,8 @@ def shrink(
     importance
         Name of a function in `UNIT_IMPORTANCES`: ``"activation"``, ``"magnitude"`` or ``"random"`` (by ``seed``).
     calibration
-        int64 tokens (sequences, time), never padded; needed by ``"activation"``.
+        int64 tokens (sequences, time), never padded; needed by ``"activation"``. Memory that runs out halves the
+        micro-batch, which is warned of.
 
     A sparse model stays sparse where weights stay, and its ledger of masks is written anew; a pattern N:M is broken
     as soon as inputs go.
@@ -54,7 +55,8 @@ def shrink(
         Nothing to shrink; a number out of range, not whole or that key-value groups do not allow; a config that
         cannot state the sizes; an unknown architecture or importance; a seed that is no whole number; missing or unfit
         calibration tokens, or ones that reach no neuron of an expert; activations that are not finite; a model that is
-        quantised or offloaded, adapters that are not merged, zeros that are not those recorded.
+        quantised or offloaded, adapters that are not merged, zeros that are not those recorded; a model and its smaller
+        copy, or one sequence, that do not fit into the device's memory.
     """
     engine.check_plain(model, "shrunk")
     sizes = anatomy.sizes_of(model)
@@ -83,7 +85,9 @@ def shrink(
         layer, expert = scores.neurons.isnan().any(dim=2).nonzero()[0].tolist()
         rule = "the calibration tokens reach every expert"
         raise LabkitError(rule, f"none for expert {expert} of layer {layer}", "Give more calibration sequences.")
-    small = surgery.keep_units(model, [_kept(scores, i, sizes, (heads, ffn, width)) for i in range(sizes.layers)])
+    kept = [_kept(scores, i, sizes, (heads, ffn, width)) for i in range(sizes.layers)]
+    with memory.must_fit("a model and its smaller copy", type(model).__name__):
+        small = surgery.keep_units(model, kept)
     if hasattr(model.config, ledger.FIELD):
         ledger.record_masks(small)
     record(small, "shrink", **asked)

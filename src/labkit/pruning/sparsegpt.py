@@ -5,13 +5,12 @@ Source: Frantar & Alistarh 2023, *SparseGPT* (arXiv 2301.00774), section 3 and a
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, warn
 
 BLOCK = 128
 """Columns whose errors are pushed on together; without a pattern, also those among which weights compete."""
@@ -41,7 +40,7 @@ def inverse_factor(hessian: Tensor, name: str) -> Tensor:
     for damping in (DAMPING * 10**i for i in range(RAISES + 1)):
         if damping > DAMPING:
             message = f"the Hessian of {name} is not positive definite: damping raised to {damping:g}"
-            warnings.warn(f"{message} of its mean diagonal", stacklevel=2)
+            warn(f"{message} of its mean diagonal")
         flipped = hessian.flip(0, 1)
         flipped.diagonal().add_(dead.flip(0) + damping * level)
         try:

@@ -9,7 +9,6 @@ takes, and the hidden states of the next, which are on their way.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from labkit.errors import LabkitError
-from labkit.pruning import blocks, kernels
+from labkit.pruning import blocks, kernels, memory
 from labkit.pruning.blocks import Matrix
 from labkit.pruning.calls import Call, Inputs, calls_of, returned, states_in
+from labkit.pruning.memory import Parts
 from labkit.pruning.moments import Norms, Statistic
 from labkit.pruning.waiting import HiddenStates
 
@@ -67,13 +67,12 @@ def walk(
                 stream.advance(number, name)
 
 
-class _Stream:
+class _Stream(Parts):
     """The hidden states of all sequences before one block, and how the model calls its blocks."""
 
     def __init__(self, model: PreTrainedModel, tokens: Tensor, device: torch.device | str | None) -> None:
         self.model, self.tokens, self.layers = model, tokens, blocks.decoder_blocks(model)[1]
-        self.device = torch.device(device) if device is not None else next(self.layers.parameters()).device
-        self.size = min(len(tokens), blocks.micro_batch(tokens.shape[1], self.device))
+        super().__init__(tokens, torch.device(device if device is not None else next(self.layers.parameters()).device))
         self.returns = returned(model, self.layers, tokens[:1, :8])
         self.calls: dict[int, list[Call]] = {}  # sequences in a micro-batch -> each block's
         self.known: dict[tuple[str, ...], tuple[list[int], bool]] = {}  # the inside of a block -> `_sharing`
@@ -81,7 +80,7 @@ class _Stream:
             keep_freed_memory()
         self.extremes: list[Tensor] = []  # lowest and highest of each part of a block's outputs, NaN if there is one
         self.hidden: HiddenStates | None = None  # of all sequences, made with the first
-        self._in_parts(self._embed, "the embeddings")
+        self.each(self._embed, "the embeddings")
 
     def _embed(self, part: slice) -> None:
         """Keep what some of the sequences are before the first block, and how the model calls its blocks with them."""
@@ -131,7 +130,7 @@ class _Stream:
             if output is not None and advance:
                 self._put(part, output)
 
-        self._in_parts(step, name)
+        self.each(step, name)
         if advance:
             self._check_finite(name)
         if unseen := [key for key, statistic in gathered.items() if not statistic.rows]:
@@ -160,7 +159,7 @@ class _Stream:
                 with Inputs(found.values(), lambda key, rows: given[key].append(rows)):
                     self._run(number, part)
 
-            self._in_parts(note, name, sequences=1)
+            self.each(note, name, sequences=1)
             of = list(given.values())
             # What this sequence does not reach (an expert) shares with nothing.
             first = [next((j for j in range(i) if calls and _alike(of[j], calls)), i) for i, calls in enumerate(of)]
@@ -170,7 +169,7 @@ class _Stream:
     def advance(self, number: int, name: str) -> None:
         """Put the outputs of a block in the place of its inputs."""
 
-        self._in_parts(lambda part: self._put(part, self._run(number, part)), name)
+        self.each(lambda part: self._put(part, self._run(number, part)), name)
         self._check_finite(name)
 
     def _run(self, number: int, part: slice) -> Tensor:
@@ -194,31 +193,11 @@ class _Stream:
         blocks.check_finite(torch.stack(self.extremes), name)
         self.extremes.clear()
 
-    def _in_parts(self, step: Callable[[slice], None], name: str, sequences: int | None = None) -> None:
-        """Take the step for all sequences, or the first ``sequences``, as many at a time as fit."""
-        start, end = 0, sequences or len(self.tokens)
-        while start < end:
-            part = slice(start, min(start + self.size, end))
-            with contextlib.suppress(torch.OutOfMemoryError):
-                step(part)
-                start = part.stop
-                continue
-            self._halve(part.stop - part.start, name)  # once the frames of what ran out are gone, and their memory
-
-    def _halve(self, size: int, name: str) -> None:
-        if size == 1:
-            raise LabkitError(
-                "a block, its statistics and one calibration sequence fit into the device's memory",
-                f"out of memory in {name} with one sequence of {self.tokens.shape[1]} tokens",
-                "Give shorter sequences, and let the model stay on the CPU, with Options(device='cuda').",
-            )
-        self.size = size // 2
-        self.calls = {}  # masks of batches that large are not needed again
+    def release(self) -> None:
+        """Let go of the buffers, and of masks of batches that large."""
+        self.calls = {}
         if self.hidden is not None:
             self.hidden.release()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        warnings.warn(f"out of memory in {name}: on with {self.size} calibration sequences at a time", stacklevel=2)
 
 
 def keep_freed_memory() -> None:
@@ -248,7 +227,7 @@ def _lent(block: nn.Module, name: str, device: torch.device | str | None) -> Ite
         return
     home = next(block.parameters()).device
     try:
-        with blocks.must_fit("the weights of a block", name):
+        with memory.must_fit("the weights of a block", name):
             move(block, device)
         yield
     finally:

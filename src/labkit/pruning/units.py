@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from labkit.pruning import anatomy, blocks
 from labkit.pruning.anatomy import Kept, Sizes
 from labkit.pruning.calls import states_in
+from labkit.pruning.memory import Parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +94,14 @@ def activation(model: PreTrainedModel, calibration: Tensor | None, generator: to
     handles += [block.register_forward_hook(checks(i)) for i, block in enumerate(layers)]
     if sizes.experts > 1:
         handles += [b.mlp.experts.register_forward_pre_hook(adds_experts(i)) for i, b in enumerate(layers)]
+
+    def step(part: slice) -> None:
+        shape[:] = tokens[part].shape
+        model(input_ids=tokens[part], use_cache=False)
+
     try:
-        for batch in blocks.micro_batches(tokens):
-            shape[:] = batch.shape
-            model(input_ids=batch, use_cache=False)
+        totals = [scores.heads, scores.neurons, scores.width]
+        Parts(tokens, model.device).each(step, type(model).__name__, totals=totals)
     finally:
         for handle in handles:
             handle.remove()
