@@ -1,7 +1,10 @@
+import _thread
+import threading
+
 import numpy as np
 import pytest
 
-from labkit.errors import LabkitError, unknown, whole
+from labkit.errors import LabkitError, unknown, warn, whole
 
 
 def test_message_states_rule_value_and_remedy():
@@ -36,3 +39,21 @@ def test_unknown_names_the_nearest_first_and_then_all():
 def test_unknown_without_a_near_name():
     assert "Nearest" not in str(unknown("ability", "zzzz", ["facts"]))
     assert str(unknown("ability", "zzzz", ["facts"])).endswith("All: facts.")
+
+
+@pytest.mark.parametrize("inside", ["labkit.pruning", "torch.utils._contextlib"])
+def test_a_warning_shows_the_nearest_line_outside_of_labkit_and_torch(inside):
+    scope = {"__name__": inside, "warn": warn}
+    exec("def deep(): warn('careful')\ndef work(): deep()", scope)
+    with pytest.warns(UserWarning, match="careful") as caught:
+        scope["work"]()
+    assert caught[0].filename == __file__
+
+
+def test_a_warning_with_nobody_outside_is_given_all_the_same():
+    """As in a thread that begins inside."""
+    scope, done = {"__name__": "labkit.pruning", "warn": warn}, threading.Event()
+    exec("def work(done):\n    try: warn('careful')\n    finally: done.set()", scope)
+    with pytest.warns(UserWarning, match="careful"):
+        _thread.start_new_thread(scope["work"], (done,))
+        assert done.wait(10)

@@ -38,6 +38,9 @@ def test_a_copy_goes_its_own_way(copier):
     assert [entry["verb"] for entry in lineage(parent)] == ["prune"]
     assert [entry["verb"] for entry in lineage(child)] == ["prune", "recover"]
     lineage(child)[0]["verb"] = "changed"  # what is handed out is not what is kept
+    record(child, "prune", sparsity={"a": 0.5})
+    lineage(child)[2]["sparsity"]["a"] = 9
+    assert lineage(child)[2]["sparsity"] == {"a": 0.5}
     assert lineage(child)[0]["verb"] == "prune"
 
 

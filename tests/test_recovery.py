@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
-from labkit import forward, recovery, training
+from labkit import forward, quantize, recovery, training
 from labkit.abilities import Corpus, abilities, vocabulary
 from labkit.errors import LabkitError
 from labkit.flops import forward_flops_per_token, non_embedding_params
@@ -425,3 +425,53 @@ def test_the_seed_of_adapters_reaches_no_generator_of_a_gpu(monkeypatch):
     model = llama()
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU was seeded"))
     recover(model, CORPUS, "lora", **FAST)
+
+
+def dropping():
+    """A model that drops out, as those of GPT-2 do."""
+    model = gpt2()
+    model.config.resid_pdrop = model.config.attn_pdrop = 0.3
+    return GPT2LMHeadModel(model.config)
+
+
+@pytest.mark.parametrize("method", recovery.METHODS)
+def test_dropout_is_drawn_by_the_seed_and_no_generator_is_moved(method):
+    torch.manual_seed(0)
+    model, teacher = dropping(), gpt2()
+    before = torch.get_rng_state()
+    runs = []
+    for seed in (1, 1, 2):
+        torch.rand(3)  # wherever PyTorch's own generator stands
+        at = torch.get_rng_state()
+        runs.append(recover(model, CORPUS, method, teacher=teacher, seed=seed, **FAST))
+        assert torch.equal(torch.get_rng_state(), at)
+    assert not torch.equal(torch.get_rng_state(), before)
+    one, again, other = (torch.cat([p.flatten() for p in run.parameters()]) for run in runs)
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("method", recovery.METHODS)
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_a_recovery_where_no_gradients_are_kept_is_the_same(method, without):
+    expected = recover(halved(llama()), CORPUS, method, teacher=llama(), **FAST)
+    with without():
+        found = recover(halved(llama()), CORPUS, method, teacher=llama(), **FAST)
+        assert torch.is_inference_mode_enabled() == (without is torch.inference_mode) and not torch.is_grad_enabled()
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("method", recovery.METHODS)
+def test_the_grid_of_a_quantised_model_is_left_with_a_warning(method):
+    message = f"the model was quantised, and {method} moves weights off the grid: quantise it again"
+    with pytest.warns(UserWarning, match=message) as caught:
+        recover(quantize(llama()), CORPUS, method, teacher=llama(), **FAST)
+    assert {w.filename for w in caught if message in str(w.message)} == {__file__}
+
+
+def test_every_module_is_in_the_mode_it_had():
+    model = halved(llama()).train()
+    model.model.layers[0].eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    for method in recovery.METHODS:
+        new = recover(model, CORPUS, method, teacher=llama(), **FAST)
+        assert {name: module.training for name, module in new.named_modules()} == modes

@@ -255,6 +255,21 @@ def test_dtype_and_device_map(tmp_path):
         load(str(tmp_path), dtype="bfloat")
 
 
+def test_a_pruned_model_in_float16_is_the_one_that_transformers_reads(tmp_path):
+    """Rotations stay in float32: narrowed, far positions would be others."""
+    prune(built(FAMILIES["llama"], torch.float32), "magnitude", 0.5).save_pretrained(tmp_path / "pruned")
+    half = load(str(tmp_path / "pruned"), dtype="float16")
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", dtype=torch.float16).eval()
+    buffers = {name: buffer.dtype for name, buffer in expected.named_buffers()}
+    assert torch.float32 in buffers.values()
+    assert {name: buffer.dtype for name, buffer in half.named_buffers()} == buffers
+    assert half.config.dtype == torch.float16
+    tokens = torch.randint(3, 30, (2, 16), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(half(tokens).logits, expected(tokens).logits)
+    half.save_pretrained(tmp_path / "half")
+    assert torch.equal(load(str(tmp_path / "half"))(tokens).logits, half(tokens).logits)
+
+
 def test_weights_that_float16_has_no_room_for_are_no_violation(tmp_path):
     """1e-9 is 0 in float16: one zero more than were pruned. A pruned weight that came back is found all the same."""
     dense = built(FAMILIES["llama"], torch.float32)

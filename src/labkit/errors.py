@@ -45,7 +45,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> LabkitError:
 
 def warn(message: str) -> None:
     """Warn (UserWarning) as from the caller's line: the nearest that is neither labkit's nor a decorator's of PyTorch."""
-    depth = 1
-    while sys._getframe(depth).f_globals.get("__name__", "").partition(".")[0] in ("labkit", "torch"):
-        depth += 1
-    warnings.warn(message, stacklevel=depth + 1)
+    level, frame = 2, sys._getframe(1)
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in ("labkit", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -48,4 +49,4 @@ def lineage(model: PreTrainedModel) -> tuple[dict, ...]:
     >>> lineage(prune(dense, "wanda", 0.5, calibration=tokens))  # doctest: +SKIP
     ({'verb': 'prune', 'criterion': 'wanda', 'sparsity': 0.5, ...},)
     """
-    return tuple(dict(entry) for entry in getattr(model.config, FIELD, None) or ())
+    return tuple(copy.deepcopy(getattr(model.config, FIELD, None) or ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,13 +37,13 @@ def quantize(model: PreTrainedModel, bits: int = 4) -> PreTrainedModel:
     ------
     LabkitError
         ``bits`` out of range; weights that are not finite, or too large for a scale in half precision; a model that is
-        quantised already or offloaded, adapters that are not merged, an unsupported module, zeros that are not those recorded.
+        quantised already, compiled or offloaded, adapters that are not merged, an unsupported module, zeros that are not those recorded.
 
     Source: Jacob et al. 2018, *Quantization and training of neural networks for efficient integer-arithmetic-only
     inference*, arXiv 1712.05877, equation 1 without a zero point.
     """
     check_quantize(bits)
-    blocks.check_present(model)
+    blocks.check_itself(model)
     if getattr(model.config, "quantization_config", None) is not None:
         received = f"a quantised {type(model).__name__}"
         raise LabkitError("a model is quantised once", received, "Load it without quantization_config.")
@@ -60,7 +61,7 @@ def quantize(model: PreTrainedModel, bits: int = 4) -> PreTrainedModel:
 
 def check_quantize(bits: int) -> None:
     """Raise the LabkitError that `quantize` would raise for these, before any model is loaded."""
-    if not isinstance(bits, int) or bits not in BITS:
+    if isinstance(bits, bool) or not isinstance(bits, Integral) or bits not in BITS:
         raise LabkitError(f"bits lie in {BITS[0]}..{BITS[-1]}", bits, "Give e.g. 4.")
 
 

@@ -10,8 +10,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from numbers import Real
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ HELD_OUT = 16  # batches on which a recovery is measured
 RATE, LORA_RATE = 1e-3, 5e-3  # peak learning rates up to width 64; beyond, they fall as 1/width, as on the ladder
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def recover(
     model: PreTrainedModel,
     corpus: Corpus,
@@ -70,27 +73,29 @@ def recover(
         Peak; by default 1e-3 (``"lora"``: 5e-3) up to width 64, falling as 1/width beyond. A training of fewer than
         165 steps of 64 rows does not reach it (`labkit.training.train`): the rate rises over 100 steps.
     seed
-        Of the adapters' first values, the only thing drawn here, unless the model has dropout. Data is drawn by the
-        corpus, so a second run of ``"full"`` or ``"distil"`` with another seed is the same run: to repeat it, give a
-        corpus of another seed.
+        Of the adapters' first values and of dropout, if the model has it; nothing else is drawn here. Data is drawn by
+        the corpus, so a second run of ``"full"`` or ``"distil"`` without dropout and with another seed is the same run:
+        to repeat it, give a corpus of another seed.
     folder
-        Where a killed recovery resumes from, of the same model, corpus and teacher.
+        Where a killed recovery resumes from, of the same model, corpus and teacher; other dropout is drawn then.
 
     The lineage gets tokens, flops (the teacher's included), seconds (with those that compiling the model takes, half a
     minute or more, which short recoveries are spared by ``torch.compiler.set_stance("force_eager")``), and the mean
-    loss of answers in nats on rows no recovery trains on: ``loss_before_nats`` and ``loss_after_nats``; for ``"lora"`` also ``loss_adapter_nats`` (before
-    merging) and ``loss_merged_nats`` (merged, zeros destroyed). One that is not finite afterwards is None, with a
-    warning. Held-out rows of a corpus that is not labkit's are the batches after those it trained on.
+    loss of answers in nats on rows no recovery trains on: ``loss_before_nats`` and ``loss_after_nats``; for ``"lora"``
+    also ``loss_adapter_nats`` (before merging) and ``loss_merged_nats`` (merged, zeros destroyed). One that is not finite
+    afterwards is None, with a warning. Held-out rows of a corpus that is not labkit's are the batches after those it trained on.
 
-    Raises LabkitError for an unknown method; what is no model; a quantised model, or adapters that are not merged;
-    tokens or a seed that are no whole number; a rank below 1; a learning rate that is not above 0; fewer tokens than
-    one batch; a corpus that gives other batches than it is asked for, or tokens outside the vocabulary; no teacher, or
-    one of another vocabulary; a loss that is not finite before; matrices that peft cannot adapt; a folder that is a
-    file; and whatever `labkit.training.train` raises.
+    Raises LabkitError for an unknown method; what is no model; a model that is quantised, compiled or offloaded, or with
+    adapters that are not merged; zeros that are not those recorded; tokens or a seed that are no whole number; a rank
+    below 1; a learning rate that is not above 0; fewer tokens than one batch; a corpus that gives other batches than it
+    is asked for, or tokens outside the vocabulary; no teacher, or one of another vocabulary; a loss that is not finite
+    before; matrices that peft cannot adapt; a folder that is a file; and whatever `labkit.training.train` raises. Warns
+    of a model of `labkit.quantize`, whose grid its weights leave.
     """
     check_recover(method, tokens, rank, learning_rate)
-    tokens, rank, seed = int(tokens), int(rank), whole("a seed", seed, 0)
+    tokens, rank, seed = int(tokens), int(rank), blocks.check_seed(seed)
     engine.check_plain(model, "recovered")
+    engine.warn_of_grid(model, method)
     if method == "distil":
         _check_teacher(model, teacher)
     if folder is not None and Path(folder).is_file():
@@ -101,6 +106,7 @@ def recover(
         models = (model, teacher) if method == "distil" else (model,)
         rows.identity += "".join(engine.fingerprint(each.state_dict()) for each in models)
     new = copy.deepcopy(model)
+    draws = partial(_drawn, seed, new.device)
     if learning_rate is None:
         width = model.config.get_text_config().hidden_size
         learning_rate = (LORA_RATE if method == "lora" else RATE) * min(1.0, 64 / width)
@@ -113,12 +119,12 @@ def recover(
     if method == "lora":
         asked["rank"] = rank
         label += f" rank {rank} seed {seed}"
-        train = lambda m: training.train(m, rows, tokens, label=label, **options)  # noqa: E731
+        train = lambda m: draws(training.train, m, rows, tokens, label=label, **options)  # noqa: E731
         new, done, more = _lora(new, rank, seed, held_out, train)
         losses |= more
     else:
         run = {"loss": training.answers_only} if method == "full" else {"loss": _Distilled(teacher, new.device)}
-        done = _in_float32(new, lambda m: training.train(m, rows, tokens, label=label, **options, **run))
+        done = _in_float32(new, lambda m: draws(training.train, m, rows, tokens, label=label, **options, **run))
     flops = done.flops
     if method == "distil":
         flops += float(forward_flops_per_token(teacher, corpus.length) * done.tokens)
@@ -131,7 +137,8 @@ def recover(
         warn(f"not finite in {new.dtype}: {', '.join(overflown)}")
         losses |= dict.fromkeys(overflown)
     record(new, "recover", **asked, tokens=done.tokens, flops=flops, seconds=done.seconds, **losses)
-    return new.train(model.training)
+    blocks.follow_modes(new, model)
+    return new
 
 
 def check_recover(
@@ -251,6 +258,23 @@ def _in_float32(model: PreTrainedModel, train: Callable[..., training.Training])
     return done
 
 
+def _drawn(seed: int, device: torch.device, function: Callable[..., Any], *given: object, **how: object) -> Any:
+    """What the function returns, with all that it draws on the CPU and the device drawn by the seed. The generators of
+    PyTorch are left where they were, and other GPUs' are not touched.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators += torch.cuda.default_generators[device.index : device.index + 1]
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        return function(*given, **how)
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
 # -- low-rank adapters --------------------------------------------------------------------------------------------------
 
 
@@ -284,11 +308,9 @@ def _adapted(model: PreTrainedModel, rank: int, seed: int) -> PeftModel:
         target_parameters=sorted({m.key for m in found if m.expert is not None}) or None,
         fan_in_fan_out=any(isinstance(m.module, Conv1D) for m in found),
     )
-    with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU, whatever the model is on
-        torch.default_generator.manual_seed(seed)  # and no GPU's generator is touched
-        try:
-            return get_peft_model(model, config)
-        except (ValueError, RuntimeError) as error:
-            remedy = "Use method='full' or method='distil'."
-            received = f"{type(model).__name__} ({error})"
-            raise LabkitError("peft can adapt every matrix of the blocks", received, remedy) from error
+    try:
+        return _drawn(seed, torch.device("cpu"), get_peft_model, model, config)  # there, whatever the model is on
+    except (ValueError, RuntimeError) as error:
+        remedy = "Use method='full' or method='distil'."
+        received = f"{type(model).__name__} ({error})"
+        raise LabkitError("peft can adapt every matrix of the blocks", received, remedy) from error

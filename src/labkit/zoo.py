@@ -122,15 +122,15 @@ def load(
         options["attn_implementation"] = "eager"
     from labkit.pruning import ledger
 
-    # float16 has no small weights: what becomes 0 there was not pruned, so the zeros are checked before.
-    float16 = torch_dtype("float16")
-    narrowed = ledger.FIELD in config and options["dtype"] == float16
+    # float16 has no small weights: what becomes 0 there was not pruned, so the zeros are checked as they were saved.
+    narrowed = ledger.FIELD in config and options["dtype"] == torch_dtype("float16")
     with _quiet() if kind == "shipped" else contextlib.nullcontext():
-        model = _from_pretrained(name, where, {**options, "dtype": "auto"} if narrowed else options)
-    ledger.check_masks(model)
+        if narrowed:
+            ledger.check_masks(_from_pretrained(name, where, {**options, "dtype": "auto"}))
+        model = _from_pretrained(name, where, options)
     if narrowed:
-        model.to(float16)
         ledger.record_masks(model)
+    ledger.check_masks(model)
     if kind == "hub":
         model.config._commit_hash = where.name
     return model

@@ -12,8 +12,9 @@ from labkit.errors import LabkitError
 from labkit.inside import heads as module
 from labkit.inside.estimates import looks, ranking
 from labkit.inside.heads import SCORES, attention, head_scores, targets
-from labkit.inside.sites import Part, evaluating, seen, sites
+from labkit.inside.sites import Part, seen, sites
 from labkit.ladder import Rung
+from labkit.pruning.blocks import evaluating
 
 # --- patterns --------------------------------------------------------------------------------------------------------
 

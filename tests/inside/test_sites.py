@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from labkit.errors import LabkitError
-from labkit.inside.sites import KINDS, Part, chosen, evaluating, parts, seen, sites
+from labkit.inside.sites import KINDS, Part, chosen, parts, seen, sites
 from labkit.ladder import Rung
 from labkit.pruning import blocks, surgery
+from labkit.pruning.blocks import evaluating
 
 
 def logits(model, tokens) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -58,9 +59,14 @@ def test_blocks_that_are_alike_get_the_same():
 
 
 def test_the_model_is_left_as_it_was():
-    model = copy.deepcopy(MODEL).train()
+    model, seen = copy.deepcopy(MODEL).train(), []
+    model.model.layers[0].eval()
+    modes, block = [module.training for module in model.modules()], model.model.layers[1]
+    own = block.forward = functools.partial(_noted, block.forward, seen)  # as accelerate does, too
     outlier_weighed(model, 0.5, TOKENS)
-    assert model.training
+    assert [module.training for module in model.modules()] == modes
+    assert seen and block.forward is own
+    assert ["forward" in vars(block) for block in model.model.layers] == [False, True, *[False] * (len(model.model.layers) - 2)]
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), MODEL.state_dict().values(), strict=True))
 
 
@@ -93,3 +99,8 @@ def test_the_schedule_is_cubic_and_ends_where_asked():
 def test_steps_are_a_whole_number(steps):
     with pytest.raises(LabkitError, match=f"whole number ≥ 1; got {steps!r}"):
         schedule(0.5, steps)
+
+
+def _noted(forward, seen, *args, **kwargs):
+    seen.append(args)
+    return forward(*args, **kwargs)

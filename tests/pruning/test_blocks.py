@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     GPT2Config,
     GPT2LMHeadModel,
     MixtralConfig,
@@ -81,6 +83,17 @@ def test_a_module_in_which_pytorch_would_quantise_but_did_not_is_no_obstacle():
         warnings.simplefilter("ignore")  # PyTorch moves it to another package
         model.model.layers[0].add = torch.ao.nn.quantized.FloatFunctional()
     assert list(blocks.matrices(model)) == found
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRUCell, nn.Linear])
+def test_what_pytorch_has_quantised_is_named(kind):
+    model = Rung(32, 1).build()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch moves it to another package
+        inside = torch.ao.quantization.quantize_dynamic(nn.Sequential(kind(32, 32)), {kind}, dtype=torch.qint8)
+    model.model.layers[0].more = inside
+    with pytest.raises(LabkitError, match=rf"got 'model\.layers\.0\.more\.0, a .*{kind.__name__}: it is quantised'"):
+        blocks.matrices(model)
 
 
 def test_weights_that_are_not_floating_point_are_refused():
@@ -163,6 +176,8 @@ def test_a_model_with_the_parts_of_its_blocks_in_several_lists_is_refused():
         (TOKENS[:0], r"int64 with shape \(sequences, time\); got 'torch.int64 \(0, 12\)'"),
         (TOKENS.new_tensor([[3, 168]]), r"lie in the vocabulary, 0\.\.167; got 'tokens 3\.\.168'"),
         (TOKENS.new_tensor([[5, 0], [3, 4]]), "are never padded; got 'the padding token 0 in 1 of 2 sequences'"),
+        (TOKENS.to("meta"), "are a torch.Tensor; got 'torch.strided on meta'"),
+        (TOKENS.to_sparse(), "are a torch.Tensor; got 'torch.sparse_coo on cpu'"),
         (TOKENS.new_tensor([[-1, 3]]), r"lie in the vocabulary, 0\.\.167; got 'tokens -1\.\.3'"),
     ],
 )
@@ -171,22 +186,42 @@ def test_unfit_calibration_is_refused(calibration, message):
         blocks.check_calibration(Rung(32, 1).build(), calibration, "wanda")
 
 
-@pytest.mark.parametrize(("end", "row", "padded"), [
-    (5, [5, 5, 5, 3, 4], True), (5, [3, 4, 5, 5, 5], True), ([7, 5], [3, 4, 5, 5, 5], True), (5, [5, 5, 5], True),
-    (5, [3, 5, 5, 5, 4], False), (5, [5, 3, 4, 5], False), (None, [5, 5, 5, 5], False), (5, [5], False), (5, [5, 5], False),
+@pytest.mark.parametrize(("start", "end", "row", "padded"), [
+    (5, 5, [5, 5, 5, 3, 4], True), (5, 5, [3, 4, 5, 5, 5], True), (5, [7, 5], [3, 4, 5, 5, 5], True), (5, 5, [5, 5, 5], True),
+    (5, 5, [5, 5, 3, 5, 5], False), (5, 5, [3, 5, 5, 5, 4], False), (5, 5, [5], False),
+    (None, 5, [3, 4, 5, 5, 5], True), (None, 5, [3, 4, 5, 5], False), (None, None, [5, 5, 5, 5], False),
+    (8, 5, [3, 4, 5, 5], True), (8, 5, [5, 5, 3, 4], True), (8, 5, [5, 3, 4, 5], False), (8, 5, [8, 8, 8, 3], False),
 ])  # fmt: skip
-def test_where_no_padding_is_named_three_ends_of_text_at_either_end_are(end, row, padded):
+def test_where_no_padding_is_named_ends_of_text_at_either_end_are_if_more_than_stand_between_two(start, end, row, padded):
     model = Rung(32, 1).build()
-    model.config.pad_token_id, model.config.eos_token_id = None, end
+    model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id = None, start, end
+    check_padding(model, row, padded)
+
+
+@pytest.mark.parametrize(("start", "end", "row", "padded"), [
+    (None, None, [3, 5, 4], True), (8, 7, [3, 5, 4], True),
+    (8, 5, [5, 3, 5], False), (8, 5, [3, 5, 5, 4], True), (5, 7, [5, 3, 5], False), (5, [7], [3, 5, 5, 4], True),
+    (5, 5, [3, 5, 5, 4], False), (5, 5, [3, 5, 5, 5, 4], True), (5, [5, 7], [3, 5, 5, 4], False),
+    (None, 5, [3, 5, 5, 4], False), (None, 5, [3, 5, 5, 5, 4], True), (5, None, [3, 5, 5, 5, 4], True), (5, 5, [5], False),
+])  # fmt: skip
+def test_a_named_padding_token_is_padding_but_for_as_many_as_stand_between_two_texts(start, end, row, padded):
+    model = Rung(32, 1).build()
+    model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id = 5, start, end
+    check_padding(model, row, padded)
+
+
+def check_padding(model, row, padded):
     refused = pytest.raises(LabkitError, match="padding token 5 in 1 of 64 sequences") if padded else nullcontext()
     with refused:
         blocks.check_calibration(model, torch.cat([TOKENS.new_tensor([row]), 9 + TOKENS.new_zeros(63, len(row))]), "wanda")
 
 
-def test_texts_that_begin_and_end_with_one_token_may_be_cut_anywhere():
+@pytest.mark.parametrize("pad", [None, 5])
+def test_texts_that_begin_and_end_with_one_token_may_be_cut_anywhere(pad):
     """Packed one behind the other: somewhere two of them begin a sequence, and end one."""
     model = Rung(32, 1).build()
-    model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id = None, 5, 5
+    model.config.pad_token_id = pad
+    model.config.bos_token_id = model.config.eos_token_id = 5
     packed = torch.tensor([token for length in range(1, 30) for token in (5, *range(6, 6 + length), 5)])
     for length in (3, 7, 16):
         cut = packed.unfold(0, length, 1)
@@ -197,7 +232,8 @@ def test_texts_that_begin_and_end_with_one_token_may_be_cut_anywhere():
 def test_a_model_that_reads_no_tokens_or_a_second_text_is_not_calibrated():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2))
-    for model in (ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8)), t5):
+    vit = ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8))
+    for model in (vit, t5, CLIPModel(CLIPConfig(text_config=sizes, vision_config=sizes))):
         rule = f"wanda needs a model that reads tokens and nothing else; got '{type(model).__name__}'"
         with pytest.raises(LabkitError, match=rule):
             blocks.check_calibration(model, TOKENS, "wanda")
@@ -225,16 +261,6 @@ def test_blocks_without_any_matrix_are_refused():
     model.model.layers[0] = nn.LayerNorm(32)
     with pytest.raises(LabkitError, match=r"got 'model\.layers, a ModuleList: there is no matrix in it'"):
         blocks.matrices(model)
-
-
-@pytest.mark.parametrize(("named", "many"), [("eos_token_id", True), ("eos_token_id", False), ("bos_token_id", False)])
-def test_where_the_end_or_start_of_a_text_is_also_the_padding_one_is_no_padding_and_two_are(named, many):
-    model = Rung(32, 1).build()
-    model.config.bos_token_id = model.config.eos_token_id = None
-    setattr(model.config, named, [model.config.pad_token_id] if many else model.config.pad_token_id)
-    blocks.check_calibration(model, TOKENS.new_tensor([[5, 0, 5], [0, 5, 0]]), "wanda")
-    with pytest.raises(LabkitError, match="padding token 0 in 1 of 1 sequences"):
-        blocks.check_calibration(model, TOKENS.new_tensor([[5, 0, 0, 7]]), "wanda")
 
 
 def test_sparsity_is_the_share_of_zeros_in_the_matrices():
@@ -280,3 +306,19 @@ def test_an_error_about_memory_does_not_hold_it(how):
         else:
             next(streaming.walk(model, TOKENS[:1]))
     assert caught.value.rule and [mine() for mine in held] == [None]
+
+
+def test_evaluating_leaves_every_module_in_its_mode():
+    model = Rung(32, 2).build().train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(KeyError), blocks.evaluating(model):
+        assert not any(module.training for module in model.modules())
+        raise KeyError
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 2**70])
+def test_a_seed_of_more_than_64_bits_is_refused(seed):
+    with pytest.raises(LabkitError, match="a seed has 64 bits; got"):
+        blocks.seeded(seed)

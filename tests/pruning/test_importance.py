@@ -8,7 +8,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForSequenceClassification, LlamaModel, OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    LlamaForSequenceClassification,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+)
+from transformers.modeling_outputs import CausalLMOutput
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
@@ -150,6 +158,32 @@ def test_a_model_that_foretells_no_tokens_has_no_such_loss(kind):
     with pytest.raises(LabkitError, match=f"a model that foretells tokens; got '{kind.__name__}'. .*block-influence"):
         importance.loss(model, TOKENS, torch.Generator())
     assert importance.block_influence(model, TOKENS, torch.Generator()).shape == (2,)
+
+
+class Own(LlamaPreTrainedModel):
+    """Of a user: the head has a name that transformers does not know."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.head = torch.nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, input_ids, **how):
+        return CausalLMOutput(logits=self.head(self.model(input_ids, **how).last_hidden_state))
+
+
+def test_a_head_of_any_name_has_such_a_loss():
+    model = Own(Rung(32, 2).build().config).eval()
+    without = copy.deepcopy(model)
+    surgery.keep_layers(without, [1])
+    expected = mean_loss(without, TOKENS) - mean_loss(model, TOKENS)
+    assert importance.loss(model, TOKENS, torch.Generator())[0].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["block-influence", "loss"])
+def test_layers_of_a_model_with_adapters_at_its_embeddings_can_be_dropped(name):
+    model = get_peft_model(Rung(32, 2).build(), LoraConfig(target_modules=["embed_tokens"]))
+    assert drop_layers(model, 1, name, calibration=TOKENS).config.num_hidden_layers == 1
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

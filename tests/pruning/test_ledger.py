@@ -177,16 +177,28 @@ def test_a_mask_for_another_model(look):
         look(shorter)
 
 
-@pytest.mark.parametrize("damage", [lambda entry: entry.pop("shape"), lambda entry: entry.pop("sparsity"),
-                                    lambda entry: entry.pop("sha256"), None])  # fmt: skip
-def test_what_is_no_ledger_is_named(damage):
+@pytest.mark.parametrize("entry", [
+    {}, None, "x", {"sparsity": 0.5, "shape": 5, "sha256": "a"}, {"sparsity": "x", "shape": [16, 16], "sha256": "a"},
+    {"sparsity": 0.5, "shape": [16, 16], "sha256": None},
+])  # fmt: skip
+def test_what_is_no_entry_of_a_ledger_is_named(entry):
     model = pruned()
-    if damage:
-        damage(model.config.labkit_masks[NAME])
-    else:
-        model.config.labkit_masks = ["masks"]
-    with pytest.raises(LabkitError, match="has sparsity, shape and sha256 of each matrix; got"):
+    model.config.labkit_masks[NAME] = entry
+    with pytest.raises(LabkitError, match=f"has sparsity, shape and sha256 of each matrix; got 'another {NAME}'"):
         ledger.check_masks(model)
+
+
+@pytest.mark.parametrize("masks", [[], 0, ["masks"], "masks"])
+def test_what_is_no_ledger_is_named(masks):
+    model = pruned()
+    model.config.labkit_masks = masks
+    with pytest.raises(LabkitError, match="has sparsity, shape and sha256 of each matrix; got 'another labkit_masks'"):
+        ledger.check_masks(model)
+
+
+def test_a_compiled_model_is_not_one_of_other_matrices():
+    with pytest.raises(LabkitError, match="without what torch.compile wraps around it"):
+        ledger.check_masks(torch.compile(pruned()))
 
 
 def flat():

@@ -323,6 +323,58 @@ def test_a_model_whose_weights_are_elsewhere_is_refused(work):
         work(model)
 
 
+@pytest.mark.parametrize("work", [
+    lambda model: prune(model, "magnitude", 0.5), lambda model: outlier_weighed(model, 0.5, TOKENS),
+    lambda model: drop_layers(model, 1, "random"), lambda model: shrink(model, ffn=8, importance="random"),
+    lambda model: quantize(model),
+])  # fmt: skip
+def test_a_compiled_model_is_refused(work):
+    rule = "without what torch.compile wraps around it; got 'a LlamaForCausalLM in a OptimizedModule'. Compile it afterwards"
+    with pytest.raises(LabkitError, match=rule):
+        work(torch.compile(copy.deepcopy(MODEL)))
+
+
+@pytest.mark.parametrize("work", [
+    lambda model: prune(model, "magnitude", 0.5), lambda model: drop_layers(model, 2, "random"),
+    lambda model: shrink(model, ffn=8, importance="random"),
+])  # fmt: skip
+def test_every_module_of_what_is_returned_is_in_the_mode_it_had(work):
+    model = copy.deepcopy(MODEL).train()
+    model.model.layers[0].eval()
+    model.model.layers[1].mlp.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    assert {name: module.training for name, module in work(model).named_modules()} == modes
+    assert {name: module.training for name, module in model.named_modules()} == modes
+
+
+@pytest.mark.parametrize("work", [
+    lambda: drop_layers(MODEL, 1, ["loss"], calibration=TOKENS), lambda: shrink(MODEL, ffn=8, importance=["magnitude"]),
+    lambda: prune(MODEL, ["magnitude"], 0.5),
+])  # fmt: skip
+def test_a_list_of_names_is_no_name(work):
+    with pytest.raises(LabkitError, match=r"a known (importance|criterion) is needed; got \['"):
+        work()
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    one, eight = np.int64(1), np.int64(8)
+    assert drop_layers(MODEL, one, "random").config.num_hidden_layers == 1
+    assert shrink(MODEL, ffn=eight, importance="random").config.intermediate_size == 8
+    assert lineage(quantize(MODEL, eight)) == ({"verb": "quantize", "bits": 8},)
+    steps = schedule(np.float32(0.5), np.int64(2))
+    assert steps == schedule(0.5, 2) and {type(step) for step in steps} == {float}
+
+
+@pytest.mark.parametrize(("how", "message"), [
+    ({"between": None}, "between is a function of a model; got None"),
+    ({"between": lambda model: model, "sparsity": 0.3}, "sparsities of pruning in steps stand in one list; got 'sparsity=0.3'"),
+])  # fmt: skip
+def test_what_pruning_in_steps_cannot_use_is_refused_before_the_first(how, message, monkeypatch):
+    monkeypatch.setattr("labkit.pruning.prune", lambda *_, **__: pytest.fail("pruned"))
+    with pytest.raises(LabkitError, match=message):
+        prune_gradually(MODEL, "magnitude", (0.3, 0.5), **how)
+
+
 def test_options_are_options():
     with pytest.raises(LabkitError, match="options are labkit.pruning.Options; got {'device': 'cpu'}"):
         prune(MODEL, "magnitude", 0.5, options={"device": "cpu"})
@@ -351,9 +403,9 @@ def test_a_grid_that_is_left_is_warned_of(criterion, told):
     (lambda: prune(MODEL, "sparsegpt", 0.5, calibration=TOKENS), "has no full rank"),
     (lambda: prune_gradually(MODEL, "sparsegpt", (0.2, 0.5), lambda m: m, calibration=TOKENS), "has no full rank"),
     (lambda: prune(quantize(MODEL), "sparsegpt", 0.5, calibration=TOKENS), "off the grid"),
-    (lambda: prune_gradually(quantize(MODEL), "sparsegpt", [0.5], None, calibration=TOKENS), "off the grid"),
+    (lambda: prune_gradually(quantize(MODEL), "sparsegpt", [0.5], lambda m: m, calibration=TOKENS), "off the grid"),
     (lambda: prune(MODEL, "magnitude", 0.99), "have lost all their weights"),
-    (lambda: prune_gradually(MODEL, "magnitude", [0.99], None), "have lost all their weights"),
+    (lambda: prune_gradually(MODEL, "magnitude", [0.99], lambda m: m), "have lost all their weights"),
 ])  # fmt: skip
 def test_warnings_show_the_line_that_asked(work, message):
     with warnings.catch_warnings(record=True) as caught:

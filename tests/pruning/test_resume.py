@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
@@ -77,6 +78,22 @@ def test_a_damaged_block_is_named_and_done_again_once_it_is_removed(tmp_path):
         prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path))
     block.unlink()
     assert same(prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path)), expected)
+
+
+def test_a_block_of_other_matrices_is_named(tmp_path):
+    prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path))
+    save_file({"other": torch.zeros(1)}, tmp_path / "block-0001.safetensors")
+    with pytest.raises(LabkitError, match=r"is whole; got '.*block-0001\.safetensors'. Remove the file"):
+        prune(MODEL, "magnitude", 0.5, options=Options(folder=tmp_path))
+
+
+def test_outputs_that_were_lost_are_told_of_again_by_a_job_that_is_done(tmp_path):
+    told = []
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="have lost all their weights") as caught:
+            prune(MODEL, "magnitude", 0.99, options=Options(folder=tmp_path))
+        told.append([str(warning.message) for warning in caught])
+    assert told[0] == told[1]
 
 
 def test_pruning_in_steps_goes_on_where_it_was_killed(tmp_path, monkeypatch):

@@ -208,11 +208,10 @@ def test_layers_that_the_config_cannot_state_are_refused(kind, received):
 
 
 def test_a_wrapped_model_is_looked_at_inside():
-    """With adapters, or compiled, it is refused as it is without."""
+    """With adapters it is refused as it is without."""
     adapted = get_peft_model(small("DiffLlama"), LoraConfig(target_modules=["q_proj"]))
-    for wrapped in (adapted, torch.compile(small("DiffLlama"))):
-        with pytest.raises(LabkitError, match="can state which layers are kept; got 'model.layers.1.self_attn.lambda_init"):
-            surgery.keep_layers(wrapped, (0, 2))
+    with pytest.raises(LabkitError, match="can state which layers are kept; got 'model.layers.1.self_attn.lambda_init"):
+        surgery.keep_layers(adapted, (0, 2))
     short = get_peft_model(Rung(16, 3).build(), LoraConfig(target_modules=["q_proj"]))
     surgery.keep_layers(short, (0, 2))
     assert [block.self_attn.layer_idx for block in blocks.decoder_blocks(short)[1]] == [0, 1]

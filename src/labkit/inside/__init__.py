@@ -22,8 +22,9 @@ from labkit.inside import sites
 from labkit.inside.estimates import DONOR, INTACT, earliest, effects, looks, ranking
 from labkit.inside.heads import SCORES, attention, head_scores
 from labkit.inside.roles import OTHERS, by_role, roles
-from labkit.inside.sites import KINDS, Part, Parts, Site, evaluating, parts, seen
+from labkit.inside.sites import KINDS, Part, Parts, Site, parts, seen
 from labkit.pruning import anatomy, blocks, memory
+from labkit.pruning.blocks import evaluating
 
 __all__ = [
     "DONOR", "INTACT", "KINDS", "OTHERS", "SCORES", "Part", "ablate", "attention", "by_role", "earliest", "effects",

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from labkit.errors import LabkitError
-from labkit.inside.sites import Part, evaluating
+from labkit.inside.sites import Part
 from labkit.pruning import memory
+from labkit.pruning.blocks import evaluating
 
 OFFSETS = {"induction": 1, "duplicate token": 0, "backward": -1}
 """Score -> where its target stands, counted from the last place that held the same token."""

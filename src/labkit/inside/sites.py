@@ -138,15 +138,3 @@ def _on_inputs(site: Site, see: See, module: nn.Module, args: tuple) -> tuple | 
 def _on_output(site: Site, see: See, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
     new = see(site, output)
     return None if new is None else new.to(output.dtype).expand_as(output)
-
-
-@contextlib.contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout meanwhile."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

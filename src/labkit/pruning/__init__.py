@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from labkit.errors import LabkitError, unknown, warn
-from labkit.lineage import lineage, plain, record
+from labkit.errors import LabkitError, unknown
+from labkit.lineage import plain, record
 from labkit.pruning import blocks, engine, ledger, masks, memory, surgery
 from labkit.pruning.allocation import outlier_weighed, schedule
 from labkit.pruning.blocks import sparsity
@@ -81,16 +81,16 @@ def prune(
     seed
         For ``"random"``.
     options
-        How the blocks are gone through: on which device, in a job that can be resumed, in one pass. Memory that runs
-        out halves the micro-batch, which is warned of.
+        How the blocks are gone through: on which device, in a job that can be resumed, in one pass. Memory of a GPU
+        that runs out halves the micro-batch, which is warned of.
 
     Raises
     ------
     LabkitError
         What is no model; unknown criterion, pattern, group, matrix or device; a seed that is no whole number; sparsity
         outside [0, 1) or not the pattern's; a matrix whose width M does not divide; missing or unfit calibration
-        tokens; activations or weights that are not finite; a Hessian that is not positive definite; a quantised model,
-        an offloaded one, zeros that are not those recorded; adapters that are not merged, an unsupported module; a
+        tokens; activations or weights that are not finite; a Hessian that is not positive definite; a model that is
+        quantised, compiled or offloaded, zeros that are not those recorded; adapters that are not merged, an unsupported module; a
         folder of another job, or with a damaged file; a block, or one sequence, that does not fit into the device's
         memory.
 
@@ -101,8 +101,8 @@ def prune(
     if not isinstance(options, Options):
         raise LabkitError("options are labkit.pruning.Options", options, "Give e.g. Options(device='cuda').")
     engine.check_plain(model)
-    if method.statistic is Hessian and any(entry["verb"] == "quantize" for entry in lineage(model)):
-        warn(f"the model was quantised, and {criterion} moves weights off the grid: quantise it again")
+    if method.statistic is Hessian:
+        engine.warn_of_grid(model, criterion)
     blocks.check_device(options.device)
     found = blocks.matrices(model)
     if pattern is not None and group is not None:
@@ -134,14 +134,15 @@ def prune(
         hashes = {"weights": engine.fingerprint(model.state_dict()), "calibration": engine.fingerprint(tokens)}
         progress = engine.Progress(options.folder, {**asked, **hashes})
     with memory.must_fit("a model, its copy, and a few tokens", type(model).__name__):
-        pruned = copy.deepcopy(model).eval()
-        engine.prune_blocks(
-            pruned, method, keeps,
-            calibration=calibration, generator=generator, options=options, progress=progress,
-        )  # fmt: skip
-    ledger.record_masks(pruned)
+        pruned = copy.deepcopy(model)
+        with blocks.evaluating(pruned):
+            engine.prune_blocks(
+                pruned, method, keeps,
+                calibration=calibration, generator=generator, options=options, progress=progress,
+            )  # fmt: skip
+        ledger.record_masks(pruned)
     record(pruned, "prune", **asked)
-    return pruned.train(model.training)
+    return pruned
 
 
 def prune_gradually(
@@ -161,13 +162,13 @@ def prune_gradually(
         Given the pruned model after every step but the last, returns the model to go on with: usually trained some
         more, `labkit.training.train` keeps zeros at zero by itself.
     how
-        Further arguments of `prune`, ``sparsity`` a number. Each step has a folder of its own in that of ``options``,
+        Further arguments of `prune`. Each step has a folder of its own in that of ``options``,
         and a job that is taken up again goes on from its last block if ``between`` gives the same model again.
 
     Raises
     ------
     LabkitError
-        Sparsities that do not rise; zeros that ``between`` has filled, or a model that it gives back without their
+        Sparsities that do not rise; a ``between`` that cannot be called; zeros that ``between`` has filled, or a model that it gives back without their
         ledger; and what `prune` raises.
     """
     steps = tuple(sparsities) if isinstance(sparsities, Iterable) else ()
@@ -175,6 +176,10 @@ def prune_gradually(
         masks.check_sparsity(step)
     if not steps or any(a >= b for a, b in pairwise(steps)):
         raise LabkitError("sparsities of pruning in steps rise", sparsities, "Use e.g. schedule(0.8, steps=4).")
+    if not callable(between):
+        raise LabkitError("between is a function of a model", between, "Give e.g. lambda model: model.")
+    if "sparsity" in how:
+        raise LabkitError("sparsities of pruning in steps stand in one list", f"sparsity={how['sparsity']!r}", "Leave it out.")
     options = how.pop("options", Options())
     folder = getattr(options, "folder", None)
     for number, target in enumerate(steps):
@@ -207,30 +212,32 @@ def drop_layers(
         ``"block-influence"`` (how far a block turns its tokens), ``"loss"`` (how much worse the next token is foretold
         without the block), both on ``calibration``, or ``"random"`` (by ``seed``).
     calibration
-        int64 tokens (sequences, time), never padded; for the loss two or more to a sequence. Memory that runs out halves
-        the micro-batch, which is warned of.
+        int64 tokens (sequences, time), never padded; for the loss two or more to a sequence. Memory of a GPU that runs out
+        halves the micro-batch, which is warned of.
 
     Raises
     ------
     LabkitError
         ``keep`` out of range; unknown importance; a seed that is no whole number; missing or unfit calibration tokens;
-        activations not finite; a config that cannot state which layers are kept; an offloaded model; zeros that are not
-        those recorded; a model and its copy, or one sequence, that do not fit into the device's memory.
+        activations not finite; a config that cannot state which layers are kept; a model that is compiled or offloaded;
+        zeros that are not those recorded; a model and its copy, or one sequence, that do not fit into the device's
+        memory.
     """
     surgery.check_keep(model, keep)
     measure = _named("importance", importance, IMPORTANCES)
     generator = blocks.seeded(seed)
-    blocks.check_present(model)
+    blocks.check_itself(model)
     ledger.check_masks(model)
-    with memory.must_fit("a model and its copy", type(model).__name__):
-        short = copy.deepcopy(model).eval()
-    scores = measure(short, calibration, generator)
-    dropped = scores.argsort(stable=True)[: len(scores) - keep].tolist()
-    surgery.keep_layers(short, [i for i in range(len(scores)) if i not in dropped])
-    if hasattr(model.config, ledger.FIELD):
-        ledger.record_masks(short)  # the numbers in the names of the blocks have moved
+    with memory.must_fit("a model, its copy, and what ranks its blocks", type(model).__name__):
+        short = copy.deepcopy(model)
+        with blocks.evaluating(short):
+            scores = measure(short, calibration, generator)
+        dropped = scores.argsort(stable=True)[: len(scores) - keep].tolist()
+        surgery.keep_layers(short, [i for i in range(len(scores)) if i not in dropped])
+        if hasattr(model.config, ledger.FIELD):
+            ledger.record_masks(short)  # the numbers in the names of the blocks have moved
     record(short, "drop_layers", keep=keep, importance=importance, seed=seed)
-    return short.train(model.training)
+    return short
 
 
 def check_prune(criterion: str, sparsity: float | None, pattern: str | None) -> None:
@@ -249,7 +256,7 @@ def _method(criterion: str) -> engine.Method:
 def _named(kind: str, name: str, functions: Sequence[Callable]) -> Callable:
     """The function of that name, written with dashes: ``"block-influence"`` is `block_influence`."""
     known = {function.__name__.replace("_", "-"): function for function in functions}
-    if name not in known:
+    if name not in list(known):  # a list of names may be asked for too
         raise unknown(kind, name, known)
     return known[name]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -42,15 +42,12 @@ def outlier_weighed(
     tokens = blocks.check_calibration(model, calibration, "outlier-weighed sparsity")
     found = blocks.matrices(model)
     names, shares, sizes = [], [], []
-    training = model.training
-    try:
-        for statistics in streaming.walk(model.eval(), tokens, device=device, changes=False):
+    with blocks.evaluating(model):
+        for statistics in streaming.walk(model, tokens, device=device, changes=False):
             scored = [(found[name].weight, s.value()) for name, s in statistics.items()]
             sizes.append(sum(weight.numel() for weight, _ in scored))
             shares.append(_outliers(scored, m) / sizes[-1])
             names.append(list(statistics))
-    finally:
-        model.train(training)
     spread = max(shares) - min(shares)
     mean = sum(d * size for d, size in zip(shares, sizes, strict=True)) / sum(sizes)
     budgets = [sparsity + (2 * width * (mean - d) / spread if spread else 0.0) for d in shares]
@@ -77,6 +74,7 @@ def schedule(sparsity: float, steps: int) -> tuple[float, ...]:
     (0.7, 0.8)
     """
     masks.check_sparsity(sparsity)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
         raise LabkitError("the number of steps is a whole number ≥ 1", steps, "Give e.g. steps=4.")
+    sparsity, steps = float(sparsity), int(steps)
     return (*(sparsity * (1 - (1 - t / steps) ** 3) for t in range(1, steps)), sparsity)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -63,10 +64,18 @@ def check_model(model: PreTrainedModel) -> None:
         raise LabkitError("a model is one of transformers", received, "Load it first, e.g. by labkit.load(name).")
 
 
-def check_present(model: PreTrainedModel) -> None:
-    """Raise LabkitError for what is no model of transformers, or one whose weights are elsewhere (offloaded)."""
+def check_itself(model: PreTrainedModel) -> None:
+    """Raise LabkitError for what is no model of transformers, one that is compiled, and one that is offloaded."""
     check_model(model)
-    if absent := next((name for name, parameter in model.named_parameters() if parameter.is_meta), None):
+    if hasattr(model, "_orig_mod"):  # under other names, and what is done to its blocks may not be looked at
+        received = f"a {type(model._orig_mod).__name__} in a {type(model).__name__}"
+        raise LabkitError("a model is given without what torch.compile wraps around it", received, "Compile it afterwards.")
+    check_present(model.named_parameters())
+
+
+def check_present(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise LabkitError, with its name, for a tensor of a model that is elsewhere (offloaded)."""
+    if absent := next((name for name, tensor in tensors if tensor.is_meta), None):
         received = f"{absent} without its numbers, as of a model that is offloaded"
         remedy = "Load the model without device_map, into the CPU's memory; pruning takes Options(device='cuda')."
         raise LabkitError("the weights of a model are in memory", received, remedy)
@@ -81,9 +90,35 @@ def check_device(device: torch.device | str | None) -> None:
         raise LabkitError("a device is one that PyTorch can compute on here", str(device), remedy) from error
 
 
+def check_seed(seed: int) -> int:
+    """The seed as an int of Python. Raises LabkitError unless it is a whole number of 64 bits."""
+    if not -(2**63) <= (number := whole("a seed", seed, 0)) < 2**63:
+        raise LabkitError("a seed has 64 bits", seed, "Give e.g. 0.")
+    return number
+
+
 def seeded(seed: int) -> torch.Generator:
-    """A generator on the CPU, for a seed to mean the same on every device. Raises LabkitError for no whole number."""
-    return torch.Generator().manual_seed(whole("a seed", seed, 0))
+    """A generator on the CPU, for a seed to mean the same on every device. Raises LabkitError as `check_seed` does."""
+    return torch.Generator().manual_seed(check_seed(seed))
+
+
+@contextlib.contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout meanwhile."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def follow_modes(new: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Set every module of a new model to training or evaluation, as the one of that name in the model."""
+    modules = dict(new.named_modules())
+    for name, module in model.named_modules():
+        modules[name].training = module.training
 
 
 def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -171,8 +206,9 @@ def _holds_matrices(module: nn.Module) -> bool:
 
 
 def _is_quantised(module: nn.Module) -> bool:
-    """Whether it is one of PyTorch's own, whose weights are no parameters."""
-    return hasattr(module, "_packed_params")
+    """Whether it is one of PyTorch's own, whose weights are no parameters; some are only where one could quantise."""
+    kind = type(module)
+    return ".quantized." in f"{kind.__module__}." and kind.__name__ not in ("FloatFunctional", "FXFloatFunctional")
 
 
 def _routers(block: nn.Module) -> set[nn.Module]:
@@ -195,9 +231,10 @@ def _unsupported(name: str, module: nn.Module, why: str) -> LabkitError:
 
 
 def sparsity(model: PreTrainedModel) -> float:
-    """Fraction of zeros in the prunable matrices, 0..1. Raises LabkitError for a model that is offloaded."""
-    check_present(model)
-    weights = [matrix.weight for matrix in matrices(model).values()]
+    """Fraction of zeros in the prunable matrices, 0..1. Raises LabkitError if they are offloaded."""
+    found = matrices(model)
+    check_present((matrix.key, matrix.weight) for matrix in found.values())
+    weights = [matrix.weight for matrix in found.values()]
     return 1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
 
 
@@ -205,23 +242,23 @@ def check_calibration(model: PreTrainedModel, calibration: Tensor | None, purpos
     """The tokens, on the model's device. Raises LabkitError unless int64 (sequences, time) of its vocabulary, unpadded,
     and no longer than the model's context; and for a model that reads something else. Warns of fewer than `FEW_TOKENS`.
 
-    Any token of the config's ``pad_token_id`` counts as padding; where that is also the token that ends a text, two of
-    them in a row do. Where there is none, three of those that end a text do, at either end of a sequence: two may stand
-    there, of texts that begin with the token as well, cut between them.
+    The config's ``pad_token_id`` counts as padding. Where texts begin or end with it, too, more of them in a row do than
+    stand between two texts: one, or, if texts both begin and end with it as far as the config tells, two. Where no
+    padding token is named, as many of a token that ends texts do, at either end of a sequence.
     """
     remedy = "Give int64 tokens (sequences, time) from the model's own vocabulary, never padded."
     if calibration is None:
         raise LabkitError(f"{purpose} needs calibration tokens", calibration, remedy)
-    embedding = model.get_input_embeddings()
-    if not isinstance(embedding, nn.Embedding) or getattr(model.config, "is_encoder_decoder", False):
+    if (vocabulary := _vocabulary(model)) is None:
         rule = f"{purpose} needs a model that reads tokens and nothing else"
         raise LabkitError(rule, type(model).__name__, "Use a causal language model of transformers.")
-    if not isinstance(calibration, Tensor):
-        raise LabkitError("calibration tokens are a torch.Tensor", type(calibration).__name__, remedy)
+    if not isinstance(calibration, Tensor) or calibration.is_meta or calibration.layout != torch.strided:
+        dense = isinstance(calibration, Tensor)
+        received = f"{calibration.layout} on {calibration.device}" if dense else type(calibration).__name__
+        raise LabkitError("calibration tokens are a torch.Tensor", received, remedy)
     if calibration.dtype != torch.int64 or calibration.ndim != 2 or calibration.numel() == 0:
         received = f"{calibration.dtype} {tuple(calibration.shape)}"
         raise LabkitError("calibration tokens are int64 with shape (sequences, time)", received, remedy)
-    vocabulary = embedding.weight.shape[0]
     low, high = int(calibration.min()), int(calibration.max())
     if low < 0 or high >= vocabulary:
         rule = f"calibration tokens lie in the vocabulary, 0..{vocabulary - 1}"
@@ -241,17 +278,33 @@ def check_calibration(model: PreTrainedModel, calibration: Tensor | None, purpos
     return calibration.to(model.device)
 
 
+def _vocabulary(model: PreTrainedModel) -> int | None:
+    """How many tokens there are, None if the model reads something else, or something besides."""
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    embeds = any(isinstance(module, nn.Embedding) for module in embedding.modules())  # one may be wrapped, as by peft
+    return embedding.weight.shape[0] if embeds and not getattr(model.config, "is_encoder_decoder", False) else None
+
+
 def _padding(config: PreTrainedConfig, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Each token that may be padding, and where it is, (sequences, ...): see `check_calibration`."""
-    ends = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id")]
-    starts, stops = ({*end} if isinstance(end, list) else {end} - {None} for end in ends)
-    if (pad := getattr(config, "pad_token_id", None)) is None:
-        for token in stops:
-            at = tokens == token
-            yield token, torch.stack([at[:, :3].all(1), at[:, -3:].all(1)], 1) if tokens.shape[1] > 2 else at[:, :0]
+    named = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id")]
+    starts, stops = ({*token} if isinstance(token, list) else {token} - {None} for token in named)
+
+    def runs(token: int) -> Tensor:
+        """Where more of them stand in a row than between two texts, (sequences, places)."""
+        between = (token in starts or not starts) + (token in stops or not stops) if token in starts | stops else 0
+        at = tokens == token
+        return at.unfold(1, between + 1, 1).all(-1) if at.shape[1] > between else at[:, :0]
+
+    if (pad := getattr(config, "pad_token_id", None)) is not None:
+        yield pad, runs(pad)
     else:
-        at = tokens == pad
-        yield pad, at[:, 1:] & at[:, :-1] if pad in starts | stops else at
+        for token in stops:
+            found = runs(token)
+            yield token, torch.cat([found[:, :1], found[:, -1:]], 1)
 
 
 def finite(values: Tensor) -> bool:

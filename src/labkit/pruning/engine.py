@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from labkit import extension
 from labkit.errors import LabkitError, warn
+from labkit.lineage import lineage
 from labkit.pruning import blocks, kernels, ledger, memory, sparsegpt, streaming
 from labkit.pruning.blocks import Matrix
 from labkit.pruning.criteria import CALIBRATED, CRITERIA
@@ -126,12 +127,12 @@ def _by_sparsegpt() -> Callable[..., None]:
 
 
 def check_plain(model: PreTrainedModel, done: str = "pruned") -> None:
-    """Raise LabkitError if the model is quantised, offloaded, or carries adapters: its weights would not be what it
-    computes with; or if its zeros are not those that its ledger of masks records.
+    """Raise LabkitError if the model is quantised, compiled, offloaded, or carries adapters: its weights would not be what
+    it computes with; or if its zeros are not those that its ledger of masks records.
 
     ``done`` says what is about to be done to it.
     """
-    blocks.check_present(model)
+    blocks.check_itself(model)
     if getattr(model.config, "quantization_config", None) is not None:
         remedy = "Load it without quantization_config, and quantise afterwards."
         raise LabkitError(f"a model is {done} before it is quantised", f"a quantised {type(model).__name__}", remedy)
@@ -139,6 +140,12 @@ def check_plain(model: PreTrainedModel, done: str = "pruned") -> None:
         if hasattr(module, "base_layer"):
             raise LabkitError(f"adapters are merged before a model is {done}", f"one at {name}", "Merge it first.")
     ledger.check_masks(model)
+
+
+def warn_of_grid(model: PreTrainedModel, who: str) -> None:
+    """Warn if the model is one of `labkit.quantize`: ``who``, a method, moves its weights off the grid."""
+    if any(entry["verb"] == "quantize" for entry in lineage(model)):
+        warn(f"the model was quantised, and {who} moves weights off the grid: quantise it again")
 
 
 @torch.no_grad()
@@ -168,24 +175,21 @@ def prune_blocks(
         )
         for number, (block, statistics) in enumerate(zip(layers, steps, strict=True)):
             matrices = blocks.block_matrices(f"{prefix}.{number}", block)
-            lost: dict[str, Tensor] = {}  # rows: looked at once the block is done, as that waits for a GPU
+            before = {name: _empty_rows(matrix.weight) for name, matrix in matrices.items() if name in keeps}
             if number < done:
                 progress.load(number, matrices, generator)
-                continue
-            for name, matrix in matrices.items():
-                if name not in keeps:
-                    continue
+            for name in before if number >= done else ():
+                matrix = matrices[name]
                 if method.statistic is Hessian and statistics[name].rows < matrix.weight.shape[1]:
                     short[name] = statistics[name].rows
                 _check_finite(matrix.weight, name)
-                before = _empty_rows(matrix.weight)
                 with memory.must_fit("a block, its statistics and what pruning a matrix takes", name):
                     method.prune(matrix, statistics.get(name), keeps[name], generator)
-                lost[name] = _empty_rows(matrix.weight) - before
-            emptied |= {name: int(rows) for name, rows in lost.items() if rows}
+            lost = {name: _empty_rows(matrices[name].weight) - rows for name, rows in before.items()}
+            emptied |= {name: int(rows) for name, rows in lost.items() if rows}  # only now, as it waits for a GPU
             # Their memory is needed for running the block again, so nothing above may hold on to one.
             statistics.clear()
-            if progress:
+            if progress and number >= done:
                 progress.save(number, matrices, generator)
     if short:
         name, rows = next(iter(short.items()))
@@ -259,10 +263,12 @@ class Progress:
         """Put back what `save` kept."""
         try:
             tensors = load_file(self._path(number))
-        except SafetensorError as error:
+        except SafetensorError:
+            tensors = {}
+        if tensors.keys() != {*matrices, "generator"}:
             remedy = "Remove the file: its block is pruned again, and those after it."
-            raise LabkitError("the file of a block that is done is whole", str(self._path(number)), remedy) from error
-        generator.set_state(tensors.pop("generator"))
+            raise LabkitError("the file of a block that is done is whole", str(self._path(number)), remedy)
+        generator.set_state(tensors["generator"])
         for name, matrix in matrices.items():
             matrix.weight.copy_(tensors[name])
 

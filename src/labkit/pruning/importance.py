@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from labkit.errors import LabkitError
 from labkit.pruning import blocks
 from labkit.pruning.calls import states_in
-from labkit.pruning.memory import Parts
+from labkit.pruning.memory import Portions
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def block_influence(model: PreTrainedModel, calibration: Tensor | None, generato
         model(input_ids=tokens[part], use_cache=False)
 
     try:
-        Parts(tokens, model.device).each(step, type(model).__name__, totals=[cosines])
+        Portions(tokens, model.device).each(step, type(model).__name__, totals=[cosines])
     finally:
         for handle in handles:
             handle.remove()
@@ -60,24 +60,25 @@ def loss(model: PreTrainedModel, calibration: Tensor | None, generator: torch.Ge
     Source: Kim et al. 2024, *Shortened LLaMA* (arXiv 2402.02834), which ranks blocks by the perplexity without them.
     """
     tokens = blocks.check_calibration(model, calibration, "importance 'loss'")
-    if model.get_output_embeddings() is None:
-        remedy = "Use a causal language model, or importance='block-influence'."
-        raise LabkitError("importance 'loss' needs a model that foretells tokens", type(model).__name__, remedy)
     if tokens.shape[1] < 2:
         rule = "a next-token loss needs sequences of at least 2 tokens"
         raise LabkitError(rule, tuple(tokens.shape), "Give longer calibration sequences.")
     prefix, layers = blocks.decoder_blocks(model)
 
-    parts = Parts(tokens, model.device)
+    portions = Portions(tokens, model.device)
 
     def mean_loss(without: str) -> float:
         total = torch.zeros((), dtype=torch.float64)
 
         def step(part: slice) -> None:
-            logits = model(input_ids=tokens[part], use_cache=False).logits[:, :-1].float()
-            total.add_(nn.functional.cross_entropy(logits.flatten(0, 1), tokens[part, 1:].flatten(), reduction="sum").item())
+            logits = getattr(model(input_ids=tokens[part], use_cache=False), "logits", torch.empty(0))
+            if logits.ndim != 3 or logits.shape[:2] != tokens[part].shape or logits.shape[2] <= tokens[part].max():
+                remedy = "Use a causal language model, or importance='block-influence'."
+                raise LabkitError("importance 'loss' needs a model that foretells tokens", type(model).__name__, remedy)
+            foretold, following = logits[:, :-1].float().flatten(0, 1), tokens[part, 1:].flatten()
+            total.add_(nn.functional.cross_entropy(foretold, following, reduction="sum").item())
 
-        parts.each(step, type(model).__name__)
+        portions.each(step, type(model).__name__)
         if not total.isfinite():
             raise LabkitError("calibration losses are finite", f"{total.item()} without {without}", blocks.MAKE_FINITE)
         return total.item() / (tokens.numel() - len(tokens))

@@ -133,11 +133,14 @@ def hold(model: PreTrainedModel) -> Held:
 
 def _ledger(model: PreTrainedModel) -> dict[str, dict]:
     """What is recorded. Raises LabkitError if it is no ledger."""
-    ledger = getattr(model.config, FIELD, None) or {}
+    ledger = getattr(model.config, FIELD, None)
+    if ledger is None:
+        return {}
     for name, entry in ledger.items() if isinstance(ledger, dict) else [(FIELD, ledger)]:
-        if not isinstance(entry, dict) or not {"sparsity", "shape", "sha256"} <= entry.keys():
+        told = [entry.get(key) for key in ("sparsity", "shape", "sha256")] if isinstance(entry, dict) else ()
+        if [*map(type, told)] != [float, list, str]:
             remedy = "Take the config that the model was saved with."
-            raise LabkitError("a ledger of masks has sparsity, shape and sha256 of each matrix", f"{name}: {entry}", remedy)
+            raise LabkitError("a ledger of masks has sparsity, shape and sha256 of each matrix", f"another {name}", remedy)
     return ledger
 
 
@@ -151,6 +154,7 @@ def _recorded_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     ledger = _ledger(model)
     if not ledger:
         return {}
+    blocks.check_itself(model)
     weights = _weights(model)
     remedy = "Load the weights with the config they were saved with; after surgery, call record_masks(model)."
     for name, entry in ledger.items():

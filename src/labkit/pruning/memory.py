@@ -34,12 +34,12 @@ def micro_batches(tokens: Tensor) -> Sequence[Tensor]:
     return tokens.split(micro_batch(tokens.shape[1], tokens.device))
 
 
-class Parts:
+class Portions:
     """Steps over calibration sequences, as many at a time as fit.
 
     Attributes
     ----------
-    size: sequences in a step, about `MICRO_BATCH_TOKENS` of tokens; memory that runs out halves it, with a warning.
+    size: sequences in a step, about `MICRO_BATCH_TOKENS` of tokens; memory of a GPU that runs out halves it, with a warning.
     """
 
     def __init__(self, tokens: Tensor, device: torch.device) -> None:
@@ -49,12 +49,12 @@ class Parts:
         self.size = min(self.sequences, micro_batch(self.length, device))
 
     def each(
-        self, step: Callable[[slice], None], name: str, sequences: int | None = None, totals: Sequence[Tensor] = ()
+        self, step: Callable[[slice], None], name: str, first: int | None = None, totals: Sequence[Tensor] = ()
     ) -> None:
-        """Take the step for all sequences, or the first ``sequences``. What it adds to ``totals`` before memory runs out
+        """Take the step for all sequences, or the ``first`` ones. What it adds to ``totals`` before memory runs out
         is taken back. Raises LabkitError, with the name, where one sequence is too much.
         """
-        start, end = 0, sequences or self.sequences
+        start, end = 0, first or self.sequences
         while start < end:
             part = slice(start, min(start + self.size, end))
             before = [total.clone() for total in totals]

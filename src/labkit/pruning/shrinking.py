@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -43,8 +45,8 @@ def shrink(
     importance
         Name of a function in `UNIT_IMPORTANCES`: ``"activation"``, ``"magnitude"`` or ``"random"`` (by ``seed``).
     calibration
-        int64 tokens (sequences, time), never padded; needed by ``"activation"``. Memory that runs out halves the
-        micro-batch, which is warned of.
+        int64 tokens (sequences, time), never padded; needed by ``"activation"``. Memory of a GPU that runs out
+        halves the micro-batch, which is warned of.
 
     A sparse model stays sparse where weights stay, and its ledger of masks is written anew; a pattern N:M is broken
     as soon as inputs go.
@@ -55,7 +57,7 @@ def shrink(
         Nothing to shrink; a number out of range, not whole or that key-value groups do not allow; a config that
         cannot state the sizes; an unknown architecture or importance; a seed that is no whole number; missing or unfit
         calibration tokens, or ones that reach no neuron of an expert; activations that are not finite; a model that is
-        quantised or offloaded, adapters that are not merged, zeros that are not those recorded; a model and its smaller
+        quantised, compiled or offloaded, adapters that are not merged, zeros that are not those recorded; a model and its smaller
         copy, or one sequence, that do not fit into the device's memory.
     """
     engine.check_plain(model, "shrunk")
@@ -70,26 +72,22 @@ def shrink(
     kept = Kept(torch.arange(heads), torch.arange(ffn).expand(sizes.experts, -1), torch.arange(width))
     surgery.check_units(model, kept)  # the config's own demands, before any work
     known = {function.__name__: function for function in UNIT_IMPORTANCES}
-    if importance not in known:
+    if importance not in list(known):  # a list of names may be asked for too
         raise unknown("importance", importance, known)
     generator = blocks.seeded(seed)
 
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    fits = memory.must_fit("a model, its smaller copy, and what ranks its units", type(model).__name__)
+    with fits, blocks.evaluating(model):
         scores = known[importance](model, calibration, generator)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     if ffn < sizes.neurons and scores.neurons.isnan().any():
         layer, expert = scores.neurons.isnan().any(dim=2).nonzero()[0].tolist()
         rule = "the calibration tokens reach every expert"
         raise LabkitError(rule, f"none for expert {expert} of layer {layer}", "Give more calibration sequences.")
     kept = [_kept(scores, i, sizes, (heads, ffn, width)) for i in range(sizes.layers)]
-    with memory.must_fit("a model and its smaller copy", type(model).__name__):
+    with fits:
         small = surgery.keep_units(model, kept)
-    if hasattr(model.config, ledger.FIELD):
-        ledger.record_masks(small)
+        if hasattr(model.config, ledger.FIELD):
+            ledger.record_masks(small)
     record(small, "shrink", **asked)
     return small
 
@@ -134,7 +132,7 @@ def _checked(name: str, number: int | None, all_of_them: int) -> int:
     """The number to keep, None meaning all. Raises LabkitError unless it is whole and in range."""
     if number is None:
         return all_of_them
-    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= all_of_them:
+    if isinstance(number, bool) or not isinstance(number, Integral) or not 1 <= number <= all_of_them:
         rule = f"{name} to keep lies in 1..{all_of_them}"
         raise LabkitError(rule, number, f"Give a whole number of at most {all_of_them}.")
-    return number
+    return int(number)

@@ -21,7 +21,7 @@ from labkit.errors import LabkitError
 from labkit.pruning import blocks, kernels, memory
 from labkit.pruning.blocks import Matrix
 from labkit.pruning.calls import Call, Inputs, calls_of, returned, states_in
-from labkit.pruning.memory import Parts
+from labkit.pruning.memory import Portions
 from labkit.pruning.moments import Norms, Statistic
 from labkit.pruning.waiting import HiddenStates
 
@@ -67,7 +67,7 @@ def walk(
                 stream.advance(number, name)
 
 
-class _Stream(Parts):
+class _Stream(Portions):
     """The hidden states of all sequences before one block, and how the model calls its blocks."""
 
     def __init__(self, model: PreTrainedModel, tokens: Tensor, device: torch.device | str | None) -> None:
@@ -159,7 +159,7 @@ class _Stream(Parts):
                 with Inputs(found.values(), lambda key, rows: given[key].append(rows)):
                     self._run(number, part)
 
-            self.each(note, name, sequences=1)
+            self.each(note, name, first=1)
             of = list(given.values())
             # What this sequence does not reach (an expert) shares with nothing.
             first = [next((j for j in range(i) if calls and _alike(of[j], calls)), i) for i, calls in enumerate(of)]

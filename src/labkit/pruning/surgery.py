@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ NUMBERS = ("layer_idx", "layer_id", "layer_number")
 def check_keep(model: PreTrainedModel, keep: int) -> None:
     """Raise LabkitError unless ``keep`` is a whole number of layers from 1 to as many as the model has."""
     layers = len(blocks.decoder_blocks(model)[1])
-    if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= layers:
+    if isinstance(keep, bool) or not isinstance(keep, Integral) or not 1 <= keep <= layers:
         rule = f"the number of layers to keep lies in 1..{layers}"
         raise LabkitError(rule, keep, f"Give a whole number of at most {layers}.")
 
@@ -53,6 +54,7 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
     name, old = blocks.decoder_blocks(model)
     before = {what for _, what, *_ in _unstated(model)}
     new = nn.ModuleList(old[i] for i in kept)
+    new.training = old.training
     model.set_submodule(name, new)
     for number, block in enumerate(new):
         for module in block.modules():
@@ -89,8 +91,8 @@ def _unstated(model: PreTrainedModel) -> Iterator[tuple[str, str, object, object
 
     Raises LabkitError if none can be made of the config.
     """
-    # what peft and torch.compile wrap around it is not in the config
-    model = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "_orig_mod", model)
+    if hasattr(model, "get_base_model"):  # what peft wraps around it is not in the config
+        model = model.get_base_model()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what there is to say was said when the model was made
     try:
@@ -117,6 +119,7 @@ def _inside(model: PreTrainedModel, prefix: str) -> dict[str, object]:
     for name in (name for name in modules if name.startswith(f"{prefix}.")):
         settings = vars(modules[name]).items()
         inside |= {f"{name}.{key}": value for key, value in settings if isinstance(value, int | float | str)}
+        del inside[f"{name}.training"]  # which may change at any time
     return inside
 
 
@@ -160,7 +163,8 @@ def keep_units(model: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedModel:
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(parameters[name].requires_grad)
     new.generation_config = copy.deepcopy(model.generation_config)
-    return new.train(model.training)
+    blocks.follow_modes(new, model)
+    return new
 
 
 def check_units(model: PreTrainedModel, kept: Kept) -> PreTrainedConfig:

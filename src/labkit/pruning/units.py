@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from labkit.pruning import anatomy, blocks
 from labkit.pruning.anatomy import Kept, Sizes
 from labkit.pruning.calls import states_in
-from labkit.pruning.memory import Parts
+from labkit.pruning.memory import Portions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def activation(model: PreTrainedModel, calibration: Tensor | None, generator: to
 
     try:
         totals = [scores.heads, scores.neurons, scores.width]
-        Parts(tokens, model.device).each(step, type(model).__name__, totals=totals)
+        Portions(tokens, model.device).each(step, type(model).__name__, totals=totals)
     finally:
         for handle in handles:
             handle.remove()
