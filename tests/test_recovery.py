@@ -438,14 +438,12 @@ def dropping():
 def test_dropout_is_drawn_by_the_seed_and_no_generator_is_moved(method):
     torch.manual_seed(0)
     model, teacher = dropping(), gpt2()
-    before = torch.get_rng_state()
     runs = []
     for seed in (1, 1, 2):
         torch.rand(3)  # wherever PyTorch's own generator stands
         at = torch.get_rng_state()
         runs.append(recover(model, CORPUS, method, teacher=teacher, seed=seed, **FAST))
         assert torch.equal(torch.get_rng_state(), at)
-    assert not torch.equal(torch.get_rng_state(), before)
     one, again, other = (torch.cat([p.flatten() for p in run.parameters()]) for run in runs)
     assert torch.equal(one, again) and not torch.equal(one, other)
 

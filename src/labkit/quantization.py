@@ -37,7 +37,8 @@ def quantize(model: PreTrainedModel, bits: int = 4) -> PreTrainedModel:
     ------
     LabkitError
         ``bits`` out of range; weights that are not finite, or too large for a scale in half precision; a model that is
-        quantised already, compiled or offloaded, adapters that are not merged, an unsupported module, zeros that are not those recorded.
+        quantised already, compiled or offloaded, adapters that are not merged, an unsupported module, zeros that are
+        not those recorded.
 
     Source: Jacob et al. 2018, *Quantization and training of neural networks for efficient integer-arithmetic-only
     inference*, arXiv 1712.05877, equation 1 without a zero point.

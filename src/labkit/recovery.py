@@ -9,8 +9,8 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from numbers import Real
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,15 +162,13 @@ def mean_loss(model: PreTrainedModel, batches: list[tuple[np.ndarray, np.ndarray
 
     Raises LabkitError if there are none.
     """
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    total, count = 0.0, 0
-    for tokens, labels in batches:
-        tokens, labels = (torch.from_numpy(x).to(device) for x in (tokens, labels))
-        logits = model(input_ids=tokens, use_cache=False).logits
-        total += F.cross_entropy(logits[labels != IGNORE].float(), labels[labels != IGNORE], reduction="sum").item()
-        count += int((labels != IGNORE).sum())
-    model.train(was_training)
+    device, total, count = next(model.parameters()).device, 0.0, 0
+    with blocks.evaluating(model):
+        for tokens, labels in batches:
+            tokens, labels = (torch.from_numpy(x).to(device) for x in (tokens, labels))
+            logits = model(input_ids=tokens, use_cache=False).logits
+            total += F.cross_entropy(logits[labels != IGNORE].float(), labels[labels != IGNORE], reduction="sum").item()
+            count += int((labels != IGNORE).sum())
     if not count:
         raise LabkitError("rows ask for something", f"{len(batches)} batches without a label", "Label some places.")
     return total / count

@@ -239,6 +239,23 @@ def test_a_model_that_reads_no_tokens_or_a_second_text_is_not_calibrated():
             blocks.check_calibration(model, TOKENS, "wanda")
 
 
+def test_embeddings_of_any_class_are_a_vocabulary():
+    class Own(nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, tokens):
+            return nn.functional.embedding(tokens, self.weight)
+
+    model = Rung(32, 1).build()
+    expected = model(TOKENS).logits
+    model.set_input_embeddings(Own(model.get_input_embeddings().weight))
+    assert torch.equal(model(TOKENS).logits, expected)
+    with pytest.raises(LabkitError, match=r"lie in the vocabulary, 0\.\.167"):
+        blocks.check_calibration(model, TOKENS + 150, "wanda")
+
+
 def test_sequences_past_the_context_of_a_model_are_refused():
     """GPT-2 has no positions beyond; with rotations there are, but no model was trained on them."""
     gpt2 = GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=128)
@@ -318,7 +335,8 @@ def test_evaluating_leaves_every_module_in_its_mode():
     assert [module.training for module in model.modules()] == modes
 
 
-@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 2**70])
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 2**70])
 def test_a_seed_of_more_than_64_bits_is_refused(seed):
     with pytest.raises(LabkitError, match="a seed has 64 bits; got"):
         blocks.seeded(seed)
+    blocks.seeded(max(-(2**63), min(seed, 2**64 - 1)))

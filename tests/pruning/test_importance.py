@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import blocks, drop_layers, importance, memory, surgery, units
+from labkit.pruning import drop_layers, importance, memory, surgery, units
 
 TOKENS = torch.randint(168, (5, 8), generator=torch.Generator().manual_seed(0))
 

@@ -27,6 +27,7 @@ from labkit.pruning import (
     schedule,
     shrink,
     sparsity,
+    surgery,
 )
 from labkit.pruning.moments import Norms
 
@@ -329,9 +330,12 @@ def test_a_model_whose_weights_are_elsewhere_is_refused(work):
     lambda model: quantize(model),
 ])  # fmt: skip
 def test_a_compiled_model_is_refused(work):
-    rule = "without what torch.compile wraps around it; got 'a LlamaForCausalLM in a OptimizedModule'. Compile it afterwards"
-    with pytest.raises(LabkitError, match=rule):
-        work(torch.compile(copy.deepcopy(MODEL)))
+    whole, part, in_place = torch.compile(copy.deepcopy(MODEL)), copy.deepcopy(MODEL), copy.deepcopy(MODEL)
+    part.model.layers[1] = torch.compile(part.model.layers[1])
+    in_place.compile()
+    for model, name in ((whole, "OptimizedModule"), (part, "model.layers.1"), (in_place, "LlamaForCausalLM")):
+        with pytest.raises(LabkitError, match=f"given before it is compiled; got '{name}'. Compile it afterwards"):
+            work(model)
 
 
 @pytest.mark.parametrize("work", [
@@ -353,6 +357,20 @@ def test_every_module_of_what_is_returned_is_in_the_mode_it_had(work):
 ])  # fmt: skip
 def test_a_list_of_names_is_no_name(work):
     with pytest.raises(LabkitError, match=r"a known (importance|criterion) is needed; got \['"):
+        work()
+
+
+@pytest.mark.parametrize(("work", "step"), [
+    (lambda: drop_layers(MODEL, 1, "random"), "keep_layers"),
+    (lambda: shrink(MODEL, ffn=8, importance="random"), "keep_units"),
+])  # fmt: skip
+def test_memory_that_runs_out_for_a_smaller_copy_is_told_of(work, step, monkeypatch):
+    def runs_out(*_):
+        raise torch.OutOfMemoryError("simulated")
+
+    monkeypatch.setattr(surgery, step, runs_out)
+    rule = r"a model, its (smaller )?copy, and what ranks its \w+ fit into the device's memory; got 'out of memory in Llama"
+    with pytest.raises(LabkitError, match=rule):
         work()
 
 

@@ -8,9 +8,11 @@ import dataclasses
 import pytest
 import torch
 import transformers
+from torch import nn
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from labkit.errors import LabkitError
+from labkit.ladder import Rung
 from labkit.lineage import lineage
 from labkit.pruning import anatomy, blocks, ledger, surgery, units
 from labkit.pruning.shrinking import keep_best, keep_heads, shrink
@@ -290,3 +292,10 @@ def test_an_unknown_architecture_is_refused_by_name():
     message = "only described architectures can be shrunk; got 'gptj'. Described are llama"
     with pytest.raises(LabkitError, match=message):
         shrink(transformers.GPTJForCausalLM(config), ffn=20, importance="random")
+
+
+def test_modules_without_parameters_may_be_more_than_the_config_builds():
+    model = Rung(32, 2).build().train()
+    model.loss, model.model.layers[0].mlp.act_fn = nn.CrossEntropyLoss(), nn.Sequential(nn.SiLU())
+    small = shrink(model, ffn=8, importance="random")
+    assert small.training and small.config.intermediate_size == 8

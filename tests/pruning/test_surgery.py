@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 
 import pytest
 import torch
@@ -497,3 +498,12 @@ def test_tensors_that_the_new_config_does_not_build_are_named(decoder):
     kept = Kept(full.heads[:2], full.neurons, full.width[:16])
     with pytest.raises(LabkitError, match=r"model.decoder.project_in.weight of \(16, 16\) for None"):
         surgery.keep_units(decoder, [kept, kept])
+
+
+def test_a_scripted_module_in_a_block_is_no_obstacle():
+    model = Rung(16, 3).build()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch gives it up
+        model.model.layers[0].mlp.act_fn = torch.jit.script(nn.SiLU())
+    surgery.keep_layers(model, (0, 2))
+    assert len(blocks.decoder_blocks(model)[1]) == 2

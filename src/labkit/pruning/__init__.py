@@ -90,9 +90,9 @@ def prune(
         What is no model; unknown criterion, pattern, group, matrix or device; a seed that is no whole number; sparsity
         outside [0, 1) or not the pattern's; a matrix whose width M does not divide; missing or unfit calibration
         tokens; activations or weights that are not finite; a Hessian that is not positive definite; a model that is
-        quantised, compiled or offloaded, zeros that are not those recorded; adapters that are not merged, an unsupported module; a
-        folder of another job, or with a damaged file; a block, or one sequence, that does not fit into the device's
-        memory.
+        quantised, compiled or offloaded, zeros that are not those recorded; adapters that are not merged, an unsupported
+        module; a folder of another job, or with a damaged file; a block, or one sequence, that does not fit into the
+        device's memory.
 
     Warns of few calibration tokens, of outputs that lose all their weights, and, for SparseGPT, of a model of
     `labkit.quantize`, whose grid the weights that stay leave.
@@ -162,14 +162,14 @@ def prune_gradually(
         Given the pruned model after every step but the last, returns the model to go on with: usually trained some
         more, `labkit.training.train` keeps zeros at zero by itself.
     how
-        Further arguments of `prune`. Each step has a folder of its own in that of ``options``,
-        and a job that is taken up again goes on from its last block if ``between`` gives the same model again.
+        Further arguments of `prune`. Each step has a folder of its own in that of ``options``, and a job that is taken
+        up again goes on from its last block if ``between`` gives the same model again.
 
     Raises
     ------
     LabkitError
-        Sparsities that do not rise; a ``between`` that cannot be called; zeros that ``between`` has filled, or a model that it gives back without their
-        ledger; and what `prune` raises.
+        Sparsities that do not rise; a ``between`` that cannot be called; zeros that ``between`` has filled, or a model
+        that it gives back without their ledger; and what `prune` raises.
     """
     steps = tuple(sparsities) if isinstance(sparsities, Iterable) else ()
     for step in steps:
@@ -212,8 +212,8 @@ def drop_layers(
         ``"block-influence"`` (how far a block turns its tokens), ``"loss"`` (how much worse the next token is foretold
         without the block), both on ``calibration``, or ``"random"`` (by ``seed``).
     calibration
-        int64 tokens (sequences, time), never padded; for the loss two or more to a sequence. Memory of a GPU that runs out
-        halves the micro-batch, which is warned of.
+        int64 tokens (sequences, time), never padded; for the loss two or more to a sequence. Memory of a GPU that runs
+        out halves the micro-batch, which is warned of.
 
     Raises
     ------

@@ -67,9 +67,9 @@ def check_model(model: PreTrainedModel) -> None:
 def check_itself(model: PreTrainedModel) -> None:
     """Raise LabkitError for what is no model of transformers, one that is compiled, and one that is offloaded."""
     check_model(model)
-    if hasattr(model, "_orig_mod"):  # under other names, and what is done to its blocks may not be looked at
-        received = f"a {type(model._orig_mod).__name__} in a {type(model).__name__}"
-        raise LabkitError("a model is given without what torch.compile wraps around it", received, "Compile it afterwards.")
+    for name, module in model.named_modules():  # other names, and code that does not look at hooks
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            raise LabkitError("a model is given before it is compiled", name or type(module).__name__, "Compile it afterwards.")
     check_present(model.named_parameters())
 
 
@@ -92,7 +92,7 @@ def check_device(device: torch.device | str | None) -> None:
 
 def check_seed(seed: int) -> int:
     """The seed as an int of Python. Raises LabkitError unless it is a whole number of 64 bits."""
-    if not -(2**63) <= (number := whole("a seed", seed, 0)) < 2**63:
+    if not -(2**63) <= (number := whole("a seed", seed, 0)) < 2**64:
         raise LabkitError("a seed has 64 bits", seed, "Give e.g. 0.")
     return number
 
@@ -115,10 +115,10 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def follow_modes(new: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Set every module of a new model to training or evaluation, as the one of that name in the model."""
-    modules = dict(new.named_modules())
-    for name, module in model.named_modules():
-        modules[name].training = module.training
+    """Set every module of a new model to training or evaluation, as the one of that name in the model, or as that."""
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in new.named_modules():
+        module.training = modes.get(name, model.training)
 
 
 def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -284,8 +284,9 @@ def _vocabulary(model: PreTrainedModel) -> int | None:
         embedding = model.get_input_embeddings()
     except NotImplementedError:
         return None
-    embeds = any(isinstance(module, nn.Embedding) for module in embedding.modules())  # one may be wrapped, as by peft
-    return embedding.weight.shape[0] if embeds and not getattr(model.config, "is_encoder_decoder", False) else None
+    weight = getattr(embedding, "weight", None)  # of pictures there is none, or one with more dimensions
+    looks_up = isinstance(weight, Tensor) and weight.ndim == 2
+    return len(weight) if looks_up and not getattr(model.config, "is_encoder_decoder", False) else None
 
 
 def _padding(config: PreTrainedConfig, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Real
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from labkit.errors import LabkitError
 from labkit.pruning import blocks
 
 FIELD = "labkit_masks"
+
+KINDS = {"sparsity": Real, "shape": list, "sha256": str}
+"""What is recorded of each matrix."""
 
 
 def record_masks(model: PreTrainedModel) -> None:
@@ -137,8 +141,8 @@ def _ledger(model: PreTrainedModel) -> dict[str, dict]:
     if ledger is None:
         return {}
     for name, entry in ledger.items() if isinstance(ledger, dict) else [(FIELD, ledger)]:
-        told = [entry.get(key) for key in ("sparsity", "shape", "sha256")] if isinstance(entry, dict) else ()
-        if [*map(type, told)] != [float, list, str]:
+        told = [entry.get(key) for key in KINDS] if isinstance(entry, dict) else [None]
+        if not all(map(isinstance, told, KINDS.values())):
             remedy = "Take the config that the model was saved with."
             raise LabkitError("a ledger of masks has sparsity, shape and sha256 of each matrix", f"another {name}", remedy)
     return ledger

@@ -57,8 +57,8 @@ def shrink(
         Nothing to shrink; a number out of range, not whole or that key-value groups do not allow; a config that
         cannot state the sizes; an unknown architecture or importance; a seed that is no whole number; missing or unfit
         calibration tokens, or ones that reach no neuron of an expert; activations that are not finite; a model that is
-        quantised, compiled or offloaded, adapters that are not merged, zeros that are not those recorded; a model and its smaller
-        copy, or one sequence, that do not fit into the device's memory.
+        quantised, compiled or offloaded, adapters that are not merged, zeros that are not those recorded; a model and
+        its smaller copy, or one sequence, that do not fit into the device's memory.
     """
     engine.check_plain(model, "shrunk")
     sizes = anatomy.sizes_of(model)

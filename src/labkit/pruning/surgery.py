@@ -117,9 +117,8 @@ def _inside(model: PreTrainedModel, prefix: str) -> dict[str, object]:
     inside = {name: tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, Tensor)}
     inside |= {name: type(module).__name__ for name, module in modules.items()}
     for name in (name for name in modules if name.startswith(f"{prefix}.")):
-        settings = vars(modules[name]).items()
-        inside |= {f"{name}.{key}": value for key, value in settings if isinstance(value, int | float | str)}
-        del inside[f"{name}.training"]  # which may change at any time
+        settings = {key: value for key, value in vars(modules[name]).items() if key != "training"}
+        inside |= {f"{name}.{key}": value for key, value in settings.items() if isinstance(value, int | float | str)}
     return inside
 
 
