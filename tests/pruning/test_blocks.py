@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -24,7 +23,7 @@ from transformers import (
 
 from labkit.errors import LabkitError
 from labkit.ladder import Rung
-from labkit.pruning import blocks, memory, streaming
+from labkit.pruning import blocks
 
 TOKENS = torch.randint(1, 168, (6, 12), generator=torch.Generator().manual_seed(0))
 
@@ -295,34 +294,6 @@ def test_finite_is_what_isfinite_says(dtype, bad):
     assert blocks.finite(values)
     values[1, 65] = bad
     assert not blocks.finite(values)
-
-
-@pytest.mark.parametrize(("length", "sequences"), [(1, 2048), (100, 20), (2048, 1), (5000, 1)])
-def test_a_micro_batch_on_a_cpu_is_2048_tokens_or_one_sequence(length, sequences):
-    assert memory.micro_batch(length, torch.device("cpu")) == sequences
-    assert [len(part) for part in memory.micro_batches(torch.zeros(2 * sequences, length))] == [sequences] * 2
-
-
-@pytest.mark.parametrize("how", ["one matrix", "one sequence"])
-def test_an_error_about_memory_does_not_hold_it(how):
-    """While it is there, what the work that ran out had is not."""
-    held = []
-
-    def work(module: nn.Module | None = None, args: tuple = (TOKENS,)) -> None:
-        mine = torch.zeros(4)
-        if args[0].shape[1] == TOKENS.shape[1]:  # not the few tokens that tell what a block returns
-            held.append(weakref.ref(mine))
-            raise torch.OutOfMemoryError("simulated")
-
-    model = Rung(32, 1).build().eval()
-    model.model.layers[0].mlp.register_forward_pre_hook(work)
-    with pytest.raises(LabkitError, match="fit into the device's memory; got 'out of memory in ") as caught:
-        if how == "one matrix":
-            with memory.must_fit("a matrix", "w"):
-                work()
-        else:
-            next(streaming.walk(model, TOKENS[:1]))
-    assert caught.value.rule and [mine() for mine in held] == [None]
 
 
 def test_evaluating_leaves_every_module_in_its_mode():
