@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import labkit
 from labkit import cli, doctor, report, schooling
-from labkit.errors import Failure, LabkitError
+from labkit.errors import Failure, LabkitError, warn
 from labkit.pairs import Figure
 from labkit.store import Store
 from labkit.study import Study, studies
@@ -34,6 +35,26 @@ def call(*arguments):
     """Exit code, standard output and standard error of a command."""
     done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     return done.exit_code, done.stdout, done.stderr
+
+
+def test_a_warning_is_its_message_and_those_of_others_say_where(monkeypatch, capsys):
+    def warns(**_):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warn("careful")
+            warnings.warn("soon gone", DeprecationWarning, stacklevel=1)
+
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(warnings, "showwarning", _shown)
+    monkeypatch.setattr(cli, "app", warns)
+    cli.main()
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert first == "Warning: careful"
+    assert second.startswith(f"{__file__}:") and second.endswith("DeprecationWarning: soon gone")
+
+
+def _shown(*warning):
+    sys.stderr.write(warnings.formatwarning(*warning[:4]))  # as Python does outside of pytest
 
 
 def rows(run, compression, seed, score, ability="recall"):

@@ -6,6 +6,9 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,7 +74,13 @@ def main() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # a bar is for a terminal: in a log it is thousands of lines
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.formatwarning = partial(_formatted, warnings.formatwarning)
     app(prog_name="labkit")
+
+
+def _formatted(otherwise: Callable[..., str], message: Warning | str, kind: type[Warning], *where: Any) -> str:
+    """A warning as a shell shows it: of labkit's the message, as no line of Python has asked for anything."""
+    return f"Warning: {message}\n" if kind is UserWarning else otherwise(message, kind, *where)
 
 
 def _version(wanted: bool) -> None:
