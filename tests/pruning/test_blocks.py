@@ -201,7 +201,8 @@ def test_where_no_padding_is_named_ends_of_text_at_either_end_are_if_more_than_s
     (None, None, [3, 5, 4], True), (8, 7, [3, 5, 4], True),
     (8, 5, [5, 3, 5], False), (8, 5, [3, 5, 5, 4], True), (5, 7, [5, 3, 5], False), (5, [7], [3, 5, 5, 4], True),
     (5, 5, [3, 5, 5, 4], False), (5, 5, [3, 5, 5, 5, 4], True), (5, [5, 7], [3, 5, 5, 4], False),
-    (None, 5, [3, 5, 5, 4], False), (None, 5, [3, 5, 5, 5, 4], True), (5, None, [3, 5, 5, 5, 4], True), (5, 5, [5], False),
+    (None, 5, [3, 5, 5, 4], False), (None, 5, [3, 5, 5, 5, 4], True), (5, None, [3, 5, 5, 5, 4], True),
+    (5, None, [3, 5, 5, 4], False), (5, 5, [5], False),
 ])  # fmt: skip
 def test_a_named_padding_token_is_padding_but_for_as_many_as_stand_between_two_texts(start, end, row, padded):
     model = Rung(32, 1).build()

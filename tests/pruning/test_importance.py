@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
     LlamaForSequenceClassification,
+    LlamaForTokenClassification,
     LlamaModel,
     LlamaPreTrainedModel,
     OpenAIGPTConfig,
@@ -152,14 +153,6 @@ def test_a_loss_that_is_not_finite_is_named():
         importance.loss(model, TOKENS, torch.Generator())
 
 
-@pytest.mark.parametrize("kind", [LlamaModel, LlamaForSequenceClassification])
-def test_a_model_that_foretells_no_tokens_has_no_such_loss(kind):
-    model = kind(Rung(32, 2).build().config).eval()
-    with pytest.raises(LabkitError, match=f"a model that foretells tokens; got '{kind.__name__}'. .*block-influence"):
-        importance.loss(model, TOKENS, torch.Generator())
-    assert importance.block_influence(model, TOKENS, torch.Generator()).shape == (2,)
-
-
 class Own(LlamaPreTrainedModel):
     """Of a user: the head has a name that transformers does not know."""
 
@@ -170,6 +163,24 @@ class Own(LlamaPreTrainedModel):
 
     def forward(self, input_ids, **how):
         return CausalLMOutput(logits=self.head(self.model(input_ids, **how).last_hidden_state))
+
+
+class Last(Own):
+    """It foretells what follows the last token only."""
+
+    def forward(self, input_ids, **how):
+        return CausalLMOutput(logits=super().forward(input_ids, **how).logits[:, -1:])
+
+
+@pytest.mark.parametrize("kind", [LlamaModel, LlamaForSequenceClassification, LlamaForTokenClassification, Last])
+@pytest.mark.parametrize("labels", [2, TOKENS.shape[1]])
+def test_a_model_that_foretells_no_tokens_has_no_such_loss(kind, labels):
+    config = Rung(32, 2).build().config
+    config.num_labels = labels
+    model = kind(config).eval()
+    with pytest.raises(LabkitError, match=f"a model that foretells tokens; got '{kind.__name__}'. .*block-influence"):
+        importance.loss(model, TOKENS, torch.Generator())
+    assert importance.block_influence(model, TOKENS, torch.Generator()).shape == (2,)
 
 
 def test_a_head_of_any_name_has_such_a_loss():

@@ -47,10 +47,11 @@ def test_a_killed_run_goes_on_to_the_identical_model(criterion, after, propagate
     assert calls[after:] == [0, 1, 2]
 
 
-def test_a_job_that_is_done_computes_nothing(tmp_path, monkeypatch):
+def test_a_job_that_is_done_computes_and_writes_nothing(tmp_path, monkeypatch):
     kept = {"calibration": TOKENS, "options": Options(folder=tmp_path)}
     done = prune(MODEL, "wanda", 0.5, **kept)
     monkeypatch.setattr(engine.streaming, "_Stream", None)
+    monkeypatch.setattr(engine.Progress, "_write", None)
     assert same(prune(MODEL, "wanda", 0.5, **kept), done)
 
 
