@@ -231,13 +231,13 @@ def test_run_without_a_place_for_the_rows_is_bad_input():
 def test_a_dry_run_measures_nothing_and_prints_the_arithmetic(monkeypatch):
     from labkit import planning
 
-    line = planning.Line("a/b", "wanda", 3, 1, 1000, 0, 2e9, 90.0, 10, 2**20, 3 * 2**20, 0)
+    line = planning.Line("a/b", "wanda", 0.5, 3, 1, 1000, 0, 2e9, 90.0, 10, 2**20, 3 * 2**20, 0)
     plan = types.SimpleNamespace(question="Why?", needs=None, published=(), pairs=(), benchmarks=("mmlu",))
     monkeypatch.setattr(Study, "load", classmethod(lambda cls, name: plan))
     monkeypatch.setattr(planning, "foretell", lambda study, out: [line])
     code, out, _ = call("run", "quick", "--dry-run")
     text = " ".join(out.split())
-    assert code == 0 and text.startswith("Why?") and "a/b wanda 3 1 1,000 2.0e+09 1.5 min 4.0" in text
+    assert code == 0 and text.startswith("Why?") and "a/b wanda 0.5 3 1 1,000 2.0e+09 1.5 min 4.0" in text
     assert "2 of 3 runs, 4e+09 FLOPs, about 3.0 min (1.5 min to 7.5 min)" in text and "1.0 + 3.0 + 0.0 MiB" in text
     assert "Not counted above: mmlu, whose items are known once their data is here." in text
 

@@ -13,8 +13,9 @@ from labkit.flops import forward_flops_per_token, training_flops_per_token
 from labkit.ladder import Rung
 from labkit.lineage import lineage
 from labkit.pruning import drop_layers, outlier_weighed, prune, sparsity
-from labkit.study import Study
+from labkit.study import Study, studies
 from labkit.training import train
+from labkit.zoo import skeleton
 
 TOKENS = torch.from_numpy(corpus(0).calibration(8))
 MODEL = Rung(32, 2).build().eval()
@@ -174,6 +175,16 @@ def test_random_masks_follow_the_seed():
         ({"prune": {"sparsity": 0.5, "propagate": "no"}}, "propagate is True or False; got 'no'"),
         ({"prune": {"sparsity": 0.5, "allocation": "owl"}}, "known allocation is needed; got 'owl'"),
         ({"prune": {"pattern": "2:4", "allocation": "outlier-weighed"}}, "a pattern has one sparsity"),
+        ({"prune": {"pattern": "2:4", "group": "row"}}, "a pattern has groups of its own; got \"group='row'\""),
+        ({"prune": {"criterion": "magnitude", "sparsity": 0.5, "propagate": False}}, "magnitude is not calibrated"),
+        ({"prune": {"pattern": "2:4"}, "shrink": {"ffn": 0.5}}, "a pattern does not outlast shrink, which is applied after"),
+        ({"shrink": {}}, "shrink needs a number of heads, ffn or width; got {}"),
+        ({"shrink": {"importance": "magnitude"}}, "shrink needs a number of heads, ffn or width"),
+        ({"shrink": {"ffn": 0.5, "importance": "magnitud"}}, "a known importance is needed; got 'magnitud'. Nearest: magni"),
+        ({"drop_layers": {"drop": 1, "importance": 3}}, "a known importance is needed; got 3"),
+        ({"drop_layers": {"drop": 1, "importance": "activation"}}, "a known importance is needed; got 'activation'"),
+        ({"recover": {"method": "full", "rank": 8}}, "a rank is one of lora; got 'rank=8 of full'"),
+        ({"train": {"student": 3, "tokens": 9999}}, "a student is the name of a rung; got 3"),
         ({"drop_layers": {"drop": 1, "keep": 1}}, "drop_layers says either drop or keep"),
         ({"quantize": {"bits": 1}}, "bits lie in 2..8; got 1"),
         ({"quantize": {"bit": 4}}, "argument of quantize is needed; got 'bit'"),
@@ -218,3 +229,27 @@ def test_the_control_of_equal_flops_costs_what_teaching_costs():
     with_teacher = whole(max(tokens["distill"])) * (training + forward_flops_per_token(teacher, 48))
     assert whole(max(tokens["train"])) * training == pytest.approx(with_teacher, rel=1e-3)
     assert max(tokens["distill"]) in tokens["train"]  # the control of equal tokens
+
+
+@pytest.mark.parametrize(("table", "message"), [
+    ({"drop_layers": {"drop": 2}}, "layers to keep lies in 1..2; got 0"),
+    ({"drop_layers": {"keep": 3}}, "layers to keep lies in 1..2; got 3"),
+    ({"shrink": {"heads": 9}}, "heads to keep lies in 1.."),
+    ({"shrink": {"ffn": 0.001}}, "ffn to keep lies in 1..88; got 0"),
+    ({"prune": {"pattern": "3:7"}}, "an N:7 pattern needs matrices whose input width is divisible by 7"),
+    ({"prune": {"sparsity": 0.5}, "recover": {"tokens": 64}}, "recover takes at least one batch of 64 × 48 tokens; got 64"),
+    ({"train": {"tokens": 3071}}, "train takes at least one batch of 64 × 48 tokens; got 3071"),
+    ({"distill": {"student": "16x1", "tokens": 3071}}, "distill takes at least one batch of 64 × 48 tokens; got 3071"),
+])  # fmt: skip
+def test_what_a_model_has_not_is_said_without_its_weights(table, message):
+    (compression,) = Compression.expand(table)
+    with pytest.raises(LabkitError) as error:
+        compression.check(skeleton(Rung(32, 2).config().to_dict()), length=48)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", [name for name in studies() if Study.load(name).compressions])
+def test_the_compressions_of_shipped_studies_fit_their_models(name):
+    study = Study.load(name)
+    if all(model.startswith("ladder/") for model in study.compress):
+        study.check()

@@ -16,6 +16,7 @@ import torch
 from labkit import divergences, extension, forward, pruning
 from labkit.abilities import abilities
 from labkit.errors import LabkitError
+from labkit.ladder import Rung
 from labkit.study import Study
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -242,3 +243,47 @@ def test_the_text_that_is_hashed_is_the_text_that_runs(write, monkeypatch):
 def test_a_file_is_compiled_by_its_own_rules(write):
     """And not by the `from __future__` of the module that reads it."""
     extension.read([write("def f(x: int): pass\nassert f.__annotations__['x'] is int")])
+
+
+@pytest.fixture
+def adds(monkeypatch):
+    """Adds a criterion for as long as the test runs, and prunes by it."""
+
+    def prune(score):
+        monkeypatch.setitem(extension._ADDED["criterion"], "mine", ((score, True), extension.HERE))
+        tokens = torch.randint(1, 168, (8, 24), generator=torch.Generator().manual_seed(0))
+        return pruning.prune(Rung(16, 1).build(seed=1), "mine", 0.5, calibration=tokens)
+
+    return prune
+
+
+def plain(weight, norms, generator):
+    return weight.abs() * norms
+
+
+def careless(weight, norms, generator):
+    scores = weight.abs_().mul(norms)
+    weight.zero_()
+    norms.zero_()
+    return scores
+
+
+def test_a_criterion_that_writes_to_what_it_is_given_changes_no_weight(adds):
+    expected, found = adds(plain).state_dict(), adds(careless).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(("score", "received"), [
+    (lambda w, n, g: w.abs().T[:1], r"torch.float32 \(1, 16\)"), (lambda w, n, g: w.sum(), r"torch.float32 \(\)"),
+    (lambda w, n, g: n, r"torch.float32 \(16,\)"), (lambda w, n, g: None, "NoneType"),
+    (lambda w, n, g: w.abs().numpy(), "ndarray"), (lambda w, n, g: w.to(torch.complex64), r"torch.complex64 \(16, 16\)"),
+])  # fmt: skip
+def test_what_is_no_score_for_each_weight_is_named(adds, score, received):
+    rule = rf"one real score for each weight; got '{received} of <lambda> for model.layers.0.self_attn.q_proj, \(16, 16\)'"
+    with pytest.raises(LabkitError, match=rule):
+        adds(score)
+
+
+def test_what_is_no_function_is_no_criterion():
+    with pytest.raises(LabkitError, match="a criterion is a function; got 3"):
+        extension.criterion(3)

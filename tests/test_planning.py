@@ -15,10 +15,10 @@ from labkit.errors import LabkitError
 from labkit.flops import forward_flops_per_token
 from labkit.ladder import Rung
 from labkit.pairs import GIB
-from labkit.planning import TRAINING_BYTES, _compressed, _rate, _shape, foretell, prompt_tokens
+from labkit.planning import TRAINING_BYTES, _compressed, _rate, foretell, prompt_tokens
 from labkit.pruning import blocks
 from labkit.study import CALIBRATION_SEQUENCES, Study
-from labkit.zoo import load
+from labkit.zoo import load, skeleton
 
 DENSE = "ladder/32x2/seed-0"
 
@@ -57,14 +57,14 @@ def test_tokens_and_flops_are_those_of_the_items():
 def test_the_shape_foretold_is_that_of_the_model_made(steps):
     compression = Compression.parse(steps)
     made = compression.apply(load(DENSE), torch.from_numpy(corpus().calibration(8)), corpus(7), 0)
-    shape = _compressed(_shape(Rung(32, 2).config().to_dict()), compression)
+    shape = _compressed(skeleton(Rung(32, 2).config().to_dict()), compression)
     assert sum(p.numel() for p in shape.parameters()) == sum(p.numel() for p in made.parameters())
 
 
 def test_the_shape_foretold_of_layers_of_several_kinds():
     """A list of the kinds of all layers, in two fields of the config, has as many entries as layers are left."""
     sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 8}
-    dense = _shape(ExaoneMoeConfig(**sizes, num_experts=4, num_experts_per_tok=2).to_dict())
+    dense = skeleton(ExaoneMoeConfig(**sizes, num_experts=4, num_experts_per_tok=2).to_dict())
     short = _compressed(dense, Compression.parse({"drop_layers": {"keep": 3}}))
     config = short.config
     assert config.num_hidden_layers == len(config.layer_types) == len(config.mlp_layer_types) == len(short.model.layers) == 3
@@ -125,7 +125,7 @@ def test_tokens_of_prompts_are_about_those_that_the_model_reads_and_at_most_thos
 def test_a_large_model_is_foretold_without_its_weights():
     config = Rung(64, 2).config().to_dict() | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
     config |= {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "dtype": "bfloat16"}
-    shape = _shape(config)
+    shape = skeleton(config)
     assert sum(p.numel() for p in shape.parameters()) == 8_030_261_248  # as Llama 3.1 8B reports
     assert {p.device.type for p in shape.parameters()} == {"meta"} and 14 < 2 * 8_030_261_248 / GIB < 15
 
@@ -137,6 +137,22 @@ def test_what_cannot_be_told_apart_or_has_no_config_is_said_before_it_is_foretol
         foretell(Study("s", "?", (str(tmp_path),)))
 
 
+@pytest.mark.parametrize(("steps", "loading", "message"), [
+    ({"drop_layers": {"drop": 2}}, {}, "layers to keep lies in 1..2; got 0"),
+    ({"shrink": {"heads": 9}}, {}, "heads to keep lies in 1..2; got 9"),
+    ({"prune": {"sparsity": 0.5}}, {"dtype": "float99"}, "a known dtype is needed; got 'float99'"),
+])  # fmt: skip
+def test_what_a_run_would_refuse_is_refused_before_it_is_foretold(steps, loading, message):
+    asked = dataclasses.replace(study(steps), loading=loading)
+    with pytest.raises(LabkitError, match=message):
+        foretell(asked)
+
+
+def test_doses_are_told_apart():
+    lines = foretell(study({"prune": {"sparsity": 0.3}}, {"prune": {"sparsity": 0.5}}))
+    assert [(line.compression, line.sparsity) for line in lines] == [("dense", 0.0), ("wanda", 0.3), ("wanda", 0.5)]
+
+
 def test_memory_is_of_the_type_that_is_loaded_and_of_the_adapters_that_train():
     plain, lora = foretell(study({"recover": {"tokens": 10_000}}))
     double = foretell(dataclasses.replace(study(), loading={"dtype": "float64"}))[0]
@@ -146,4 +162,4 @@ def test_memory_is_of_the_type_that_is_loaded_and_of_the_adapters_that_train():
 
 
 def test_rows_longer_than_a_batch_are_timed_one_by_one():
-    assert _rate(_shape(Rung(16, 1).config().to_dict()), 4096) > 0
+    assert _rate(skeleton(Rung(16, 1).config().to_dict()), 4096) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -473,3 +474,16 @@ def test_every_module_is_in_the_mode_it_had():
     for method in recovery.METHODS:
         new = recover(model, CORPUS, method, teacher=llama(), **FAST)
         assert {name: module.training for name, module in new.named_modules()} == modes
+
+
+def test_zeros_that_nothing_records_are_trained_with_a_warning():
+    """Of a model that was pruned elsewhere; recorded, they stay."""
+    model = halved(llama())
+    delattr(model.config, ledger.FIELD)
+    with pytest.warns(UserWarning, match=r"\d\d% of the weights are 0 but nothing records them.*record_masks") as caught:
+        assert blocks.sparsity(recover(model, CORPUS, "full", **FAST)) < 0.01
+    assert {w.filename for w in caught if "nothing records" in str(w.message)} == {__file__}
+    ledger.record_masks(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert blocks.sparsity(recover(model, CORPUS, "full", **FAST)) == blocks.sparsity(model)

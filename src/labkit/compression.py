@@ -62,6 +62,9 @@ class Compression:
             _check(verb, arguments)
         if not written:
             raise LabkitError("a compression has at least one verb", dict(written), f"Use one of {', '.join(VERBS)}.")
+        if "shrink" in written and (pattern := written.get("prune", {}).get("pattern")) is not None:
+            rule = f"a pattern does not outlast shrink, which is applied after prune: {', '.join(VERBS)}"
+            raise LabkitError(rule, f"pattern={pattern!r}", "Prune to a sparsity, or leave shrink out.")
         return cls(tuple((v, tuple(sorted(written[v].items()))) for v in VERBS if v in written))
 
     @classmethod
@@ -110,6 +113,27 @@ class Compression:
         }
         return tuple(module for module, needed in used.items() if needed)
 
+    def check(self, model: PreTrainedModel, length: int) -> None:
+        """Raise the LabkitError that a verb would raise for the sizes of the model, which needs no weights, or for fewer
+        tokens than one batch of rows of ``length``.
+        """
+        from labkit.pruning import blocks, masks, shrinking, surgery
+        from labkit.recovery import BATCH
+
+        for verb, arguments in self.steps:
+            asked = _absolute(model, dict(arguments))
+            if verb == "prune" and asked.get("pattern") is not None:
+                _, m = masks.parse_pattern(asked["pattern"])
+                for name, matrix in blocks.matrices(model).items():
+                    masks.check_divisible(name, matrix.weight.shape[1], m)
+            elif verb == "drop_layers":
+                surgery.check_keep(model, asked["keep"])
+            elif verb == "shrink":
+                shrinking.check_sizes(model, *(asked.get(size) for size in SIZES))
+            elif asked.get("tokens", BATCH * length) < BATCH * length:
+                rule = f"{verb} takes at least one batch of {BATCH} × {length} tokens"
+                raise LabkitError(rule, asked["tokens"], "Raise tokens.")
+
     def apply(
         self, model: PreTrainedModel, calibration: Tensor, corpus: Any, seed: int, folder: Path | None = None
     ) -> PreTrainedModel:
@@ -123,21 +147,22 @@ class Compression:
             fitting = {name: value for name, value in given.items() if name in takes}
             if folder is not None and verb in ("train", "distill", "recover"):
                 fitting["folder"] = folder / verb
-            model = _function(verb)(model, **fitting, **_absolute(model, dict(arguments), calibration))
+            asked = _absolute(model, dict(arguments))
+            if asked.pop("allocation", "uniform") == "outlier-weighed":
+                from labkit.pruning import outlier_weighed
+
+                asked["sparsity"] = outlier_weighed(model, asked["sparsity"], calibration)
+            if "propagate" in asked:
+                from labkit.pruning import Options
+
+                asked["options"] = Options(propagate=asked.pop("propagate"))
+            model = _function(verb)(model, **fitting, **asked)
         return model
 
 
-def _absolute(model: PreTrainedModel, asked: dict[str, Any], calibration: Tensor) -> dict[str, Any]:
-    """Arguments as a verb takes them: layers to drop, shares of heads and budgets turned into the model's numbers."""
+def _absolute(model: PreTrainedModel, asked: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with layers to drop and shares of heads, neurons or width turned into the model's numbers."""
     config = model.config.get_text_config()
-    if asked.pop("allocation", "uniform") == "outlier-weighed":
-        from labkit.pruning import outlier_weighed
-
-        asked["sparsity"] = outlier_weighed(model, asked["sparsity"], calibration)
-    if "propagate" in asked:
-        from labkit.pruning import Options
-
-        asked["options"] = Options(propagate=asked.pop("propagate"))
     if "drop" in asked:
         asked["keep"] = config.num_hidden_layers - asked.pop("drop")
     for what, attribute in SIZES.items():
@@ -212,7 +237,7 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
         if name not in known:
             raise unknown(f"argument of {verb}", name, known)
     if verb == "prune":
-        from labkit.pruning import Options, check_prune
+        from labkit.pruning import Options, check_prune, engine
         from labkit.pruning.masks import GROUPS
 
         asked = {name: arguments.get(name) for name in ("sparsity", "pattern")}
@@ -220,6 +245,11 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
         Options(propagate=arguments.get("propagate", True))
         if (group := arguments.get("group")) not in (None, *GROUPS):
             raise unknown("group", group, GROUPS)
+        if group is not None and asked["pattern"] is not None:
+            raise LabkitError("a pattern has groups of its own", f"group={group!r}", "Leave group out.")
+        if "propagate" in arguments and engine.methods()[arguments.get("criterion", "wanda")].statistic is None:
+            received = f"propagate={arguments['propagate']}"
+            raise LabkitError(f"{arguments['criterion']} is not calibrated", received, "Leave propagate out.")
         if (allocation := arguments.get("allocation", "uniform")) not in ALLOCATIONS:
             raise unknown("allocation", allocation, ALLOCATIONS)
         if allocation != "uniform" and arguments.get("pattern") is not None:
@@ -232,10 +262,23 @@ def _check(verb: str, arguments: Mapping[str, Any]) -> None:
         from labkit.recovery import check_recover
 
         check_recover(**arguments)
+        if "rank" in arguments and arguments.get("method", "lora") != "lora":
+            received = f"rank={arguments['rank']} of {arguments['method']}"
+            raise LabkitError("a rank is one of lora", received, "Leave rank out, or write method and rank of lora apart.")
     if verb in STUDENT_VERBS:
         _check_student(verb, arguments)
     if verb == "drop_layers" and ("drop" in arguments) == ("keep" in arguments):
         raise LabkitError("drop_layers says either drop or keep", dict(arguments), "Write e.g. { drop = 1 }.")
+    if verb == "shrink" and all(arguments.get(size) is None for size in SIZES):
+        raise LabkitError("shrink needs a number of heads, ffn or width", dict(arguments), "Write e.g. { ffn = 0.5 }.")
+    if "importance" in arguments:
+        from labkit.pruning import IMPORTANCES
+        from labkit.pruning.units import UNIT_IMPORTANCES
+
+        functions = IMPORTANCES if verb == "drop_layers" else UNIT_IMPORTANCES
+        known = [function.__name__.replace("_", "-") for function in functions]
+        if arguments["importance"] not in known:
+            raise unknown("importance", arguments["importance"], known)
     for name in ("drop", "keep", *SIZES):
         if arguments.get(name) is not None:
             _check_size(f"{name} of {verb}", arguments[name], share=name in SIZES)
@@ -257,6 +300,8 @@ def _check_student(verb: str, arguments: Mapping[str, Any]) -> None:
     if whole(f"tokens of {verb}", arguments["tokens"], 4_000_000) < 1:
         raise LabkitError(f"tokens of {verb} are 1 or more", arguments["tokens"], "Write e.g. 4_000_000.")
     if "student" in arguments:
+        if not isinstance(arguments["student"], str):
+            raise LabkitError("a student is the name of a rung", arguments["student"], 'Write e.g. student = "64x2".')
         Rung.parse(arguments["student"])
     if verb == "distill":
         from labkit.distillation import Options, check_distill, distill

@@ -40,6 +40,8 @@ def criterion(score: Callable | None = None, *, calibrated: bool = False) -> Cal
     """
     if score is None:
         return lambda function: criterion(function, calibrated=calibrated)
+    if not callable(score):
+        raise LabkitError("a criterion is a function", score, "Give one that scores weights, see docs/extending.md.")
     _add("criterion", _spoken(score), (score, calibrated))
     return score
 

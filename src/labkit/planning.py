@@ -14,8 +14,8 @@ from labkit.flops import TRAINING_PASSES, forward_flops_per_token
 from labkit.records import DENSE
 from labkit.store import Store
 from labkit.study import CALIBRATION_SEQUENCES, Study
-from labkit.subjects import Job, check_distinct
-from labkit.zoo import model_config
+from labkit.subjects import Job
+from labkit.zoo import model_config, skeleton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +34,8 @@ class Line:
 
     Attributes
     ----------
-    model: of the first of its runs. compression: "dense" or its name. runs, here: how many, and how many are done.
+    model: of the first of its runs. compression: "dense" or its name. sparsity: that is asked for. runs, here: how many,
+        and how many are done.
     asked_tokens, trained_tokens: of one run, in evaluation and in training. flops: of one run, nominal (`labkit.flops`).
     seconds: of one run on this device, expected. parameters: stored, embeddings included.
     weight_bytes, activation_bytes, training_bytes: of memory (see `foretell`).
@@ -42,6 +43,7 @@ class Line:
 
     model: str
     compression: str
+    sparsity: float
     runs: int
     here: int
     asked_tokens: int
@@ -70,6 +72,7 @@ def foretell(study: Study, out: Path | str | None = None) -> list[Line]:
     """
     from labkit.abilities import corpus
 
+    study.check()
     store = Store(out) if out is not None and _is_store(out) else None
     asked = sum(int(ability.sample(study.items, study.seed).lengths.sum()) for ability in study.suite())
     asked += sum(prompt_tokens(study))
@@ -79,9 +82,8 @@ def foretell(study: Study, out: Path | str | None = None) -> list[Line]:
     shapes: dict[str, PreTrainedModel] = {}
     rates: dict[str, float] = {}
     found: dict[tuple[str, str], Line] = {}
-    check_distinct(study.jobs(), study.pairs)
     for name, (config, (model, compression)) in study.runs().items():
-        dense = shapes.setdefault(model, _shape(model_config(model) | dtype))
+        dense = shapes.setdefault(model, skeleton(model_config(model) | dtype))
         key = (repr(sorted(dense.config.to_dict().items(), key=str)), compression.name + str(compression) if compression else DENSE)
         done = int(store is not None and store.has(name))
         if key in found:
@@ -131,8 +133,8 @@ def _line(job: Job, dense: PreTrainedModel, asked: int, rate: float, length: int
     token_batch = TRAINING_BATCH * length if trained else CPU_BATCH_TOKENS
     activations = token_batch * 4 * (layers * (4 * text.hidden_size + 3 * neurons) + text.vocab_size)
     moments = TRAINING_BYTES * (_adapters(small, steps) or parameters) if trained else 0
-    label = compression.name if compression else DENSE
-    return Line(name, label, 0, 0, asked, trained, flops, flops / rate, parameters, stored + copied, activations, moments)
+    label, sparsity = (compression.name, compression.nominal_sparsity) if compression else (DENSE, 0.0)
+    return Line(name, label, sparsity, 0, 0, asked, trained, flops, flops / rate, parameters, stored + copied, activations, moments)
 
 
 def _adapters(model: PreTrainedModel, steps: dict[str, Any]) -> int:
@@ -145,16 +147,6 @@ def _adapters(model: PreTrainedModel, steps: dict[str, Any]) -> int:
     return options.get("rank", 8) * sum(sum(matrix.weight.shape[-2:]) for matrix in blocks.matrices(model).values())
 
 
-def _shape(config: dict[str, Any]) -> PreTrainedModel:
-    """A model without weights, on the meta device."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=getattr(torch, str(dtype)))
-
-
 def _compressed(dense: PreTrainedModel, compression: Compression | None) -> PreTrainedModel:
     """The shape that a compression leaves."""
     if compression is None:
@@ -164,7 +156,7 @@ def _compressed(dense: PreTrainedModel, compression: Compression | None) -> PreT
     if student is not None:
         from labkit.ladder import Rung
 
-        return _shape(Rung.parse(student).config().to_dict())
+        return skeleton(Rung.parse(student).config().to_dict())
     config = copy.deepcopy(dense.config)
     text = config.get_text_config()
     if "drop_layers" in steps:
@@ -180,23 +172,23 @@ def _compressed(dense: PreTrainedModel, compression: Compression | None) -> PreT
             if what == "heads":
                 written["head_dim"] = getattr(text, "head_dim", None) or text.hidden_size // have
                 written["num_key_value_heads"] = min(text.num_key_value_heads, written[attribute])
-    return _shape(written) if {"drop_layers", "shrink"} & set(steps) else dense
+    return skeleton(written) if {"drop_layers", "shrink"} & set(steps) else dense
 
 
-def _rate(shape: PreTrainedModel, length: int) -> float:
+def _rate(dense: PreTrainedModel, length: int) -> float:
     """FLOP/s of a short forward pass of this shape on the device that the study would run on."""
     import torch
 
     from labkit.evaluation import CPU_BATCH_TOKENS
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows, text = max(1, CPU_BATCH_TOKENS // length), shape.config.get_text_config()
-    if sum(p.numel() for p in shape.parameters()) <= PROBE_PARAMETERS:
-        model = type(shape)(shape.config).to(device).eval()
+    rows, text = max(1, CPU_BATCH_TOKENS // length), dense.config.get_text_config()
+    if sum(p.numel() for p in dense.parameters()) <= PROBE_PARAMETERS:
+        model = type(dense)(dense.config).to(device).eval()
         tokens = torch.zeros(rows, length, dtype=torch.long, device=device)
-        work, flops = lambda: model(tokens, use_cache=False), rows * length * forward_flops_per_token(shape, length)
+        work, flops = lambda: model(tokens, use_cache=False), rows * length * forward_flops_per_token(dense, length)
     else:
-        left, right = (torch.ones(n, text.hidden_size, dtype=shape.dtype, device=device) for n in (256, text.hidden_size))
+        left, right = (torch.ones(n, text.hidden_size, dtype=dense.dtype, device=device) for n in (256, text.hidden_size))
         work, flops = lambda: left @ right, 2 * 256 * text.hidden_size**2
     seconds = []
     with torch.inference_mode():

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 METHODS = ("lora", "full", "distil")
 BATCH = 64
 HELD_OUT = 16  # batches on which a recovery is measured
+SPARSE = 0.05  # zeros of a model from which on it is one that somebody pruned
 RATE, LORA_RATE = 1e-3, 5e-3  # peak learning rates up to width 64; beyond, they fall as 1/width, as on the ladder
 
 
@@ -53,6 +54,9 @@ def recover(
     folder: Path | str | None = None,
 ) -> PreTrainedModel:
     """A copy of the model, trained for about ``tokens`` tokens; recorded zeros stay zero. The one given is untouched.
+
+    What `prune` makes zero is recorded. Of a model that was pruned elsewhere, call
+    `labkit.pruning.ledger.record_masks` first: without, its zeros are trained as any weights, with a warning.
 
     An uncompressed model may be given too: it is the control, "uncompressed, but trained on for as long".
 
@@ -90,12 +94,14 @@ def recover(
     below 1; a learning rate that is not above 0; fewer tokens than one batch; a corpus that gives other batches than it
     is asked for, or tokens outside the vocabulary; no teacher, or one of another vocabulary; a loss that is not finite
     before; matrices that peft cannot adapt; a folder that is a file; and whatever `labkit.training.train` raises. Warns
-    of a model of `labkit.quantize`, whose grid its weights leave.
+    of a model of `labkit.quantize`, whose grid its weights leave, and of zeros that are not recorded.
     """
     check_recover(method, tokens, rank, learning_rate)
     tokens, rank, seed = int(tokens), int(rank), blocks.check_seed(seed)
     engine.check_plain(model, "recovered")
     engine.warn_of_grid(model, method)
+    if not hasattr(model.config, ledger.FIELD) and (zeros := blocks.sparsity(model)) >= SPARSE:
+        warn(f"{zeros:.0%} of the weights are 0 but nothing records them, so they are trained: see record_masks of pruning.ledger")
     if method == "distil":
         _check_teacher(model, teacher)
     if folder is not None and Path(folder).is_file():

@@ -23,7 +23,7 @@ from labkit.subjects import (
     Job, check_distinct, check_pairs, check_vocabulary, condition, matching, pair_of, subject, vocabulary_size,
 )  # fmt: skip
 from labkit.texts import Text, text_corpus
-from labkit.zoo import load, tokenizer, torch_dtype, weights_id
+from labkit.zoo import load, model_config, skeleton, tokenizer, torch_dtype, weights_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,8 +148,7 @@ class Study:
         Raises LabkitError if two of them could not be told apart, and if it holds one of them as it was measured
         otherwise, or runs of other items: side by side, both would be counted.
         """
-        self._check_models()  # what cannot be measured is said before anything is
-        check_distinct(self.jobs(), self.pairs)
+        self.check()
         runs, store = self.runs(), Store(out, create=True)
         wanted = {subject(config): config for config, _ in runs.values()}
         for run, kept in store.provenance()[["run", "config"]].itertuples(index=False):
@@ -190,10 +189,14 @@ class Study:
                     time.sleep(WAIT_S)
         return store
 
-    def _check_models(self) -> None:
-        """Raise LabkitError for a model that is not there, is no causal decoder, or has another vocabulary than is asked."""
-        from labkit.abilities import abilities, vocabulary
+    def check(self) -> None:
+        """Raise LabkitError for what cannot be measured, before anything is: two runs that could not be told apart; a model
+        that is not there, is no causal decoder, has another vocabulary than is asked or other sizes than a compression
+        wants.
+        """
+        from labkit.abilities import abilities, corpus, vocabulary
 
+        check_distinct(self.jobs(), self.pairs)
         if "dtype" in self.loading:
             torch_dtype(self.loading["dtype"])
         own = {ability.name for ability in abilities()} & {ability.name for ability in self.suite()}
@@ -214,6 +217,13 @@ class Study:
                 tokenizer(model)
         if self.text and compressed:
             self._corpus(next(iter(compressed)), self.seed)
+        length, sized = self.text.length if self.text else corpus().length, set()
+        for model in compressed:
+            config = model_config(model)
+            if (key := repr(sorted(config.items(), key=str))) not in sized:  # seeds of a rung are alike
+                sized.add(key)
+                for compression in self.compressions:
+                    compression.check(skeleton(config), length)
 
     def _corpus(self, model: str, seed: int) -> Any:
         """What a model is calibrated and trained on."""

@@ -117,7 +117,7 @@ def plan_table(lines: Sequence[Any], span: tuple[float, float]) -> Table:
     most = max((line for line, count in left), key=lambda line: line.memory_bytes)
     parts = [most.weight_bytes, most.activation_bytes, most.training_bytes]
     made = table(
-        "model", "compression", ">runs", ">done", ">asked\ntokens", ">trained\ntokens", ">FLOPs", ">time", ">memory\nMiB",
+        "model", "compression", ">sparsity", ">runs", ">done", ">asked\ntokens", ">trained\ntokens", ">FLOPs", ">time", ">memory\nMiB",
         caption=Text(
             f"All but runs and done: of one run, nominal. Left: {sum(count for _, count in left)} of "
             f"{sum(line.runs for line in lines)} runs, {sum(line.flops * count for line, count in left):.2g} FLOPs, about "
@@ -129,7 +129,7 @@ def plan_table(lines: Sequence[Any], span: tuple[float, float]) -> Table:
     )  # fmt: skip
     for line in lines:
         made.add_row(
-            Text(line.model), Text(line.compression), f"{line.runs}", f"{line.here}", f"{line.asked_tokens:,}",
+            Text(line.model), Text(line.compression), f"{line.sparsity:g}" if line.sparsity else "", f"{line.runs}", f"{line.here}", f"{line.asked_tokens:,}",
             f"{line.trained_tokens:,}" if line.trained_tokens else "", f"{line.flops:.1e}",
             _duration(line.seconds), f"{line.memory_bytes / 2**20:,.1f}",
         )  # fmt: skip

@@ -167,6 +167,16 @@ def model_config(name: str, revision: str | None = None) -> dict:
     return _check_config(name, hub.folder(name, revision, weights=False) if kind == "hub" else where, False)
 
 
+def skeleton(config: dict) -> PreTrainedModel:
+    """The model of a config.json, without weights: on the meta device."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=getattr(torch, str(dtype)))
+
+
 def weights_id(name: str, revision: str | None = None) -> str:
     """What a model is, for ever: the checksum of its weights, of a folder those of its config, weights and tokenizer, of a
     hub model its commit."""

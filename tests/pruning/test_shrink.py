@@ -299,3 +299,52 @@ def test_modules_without_parameters_may_be_more_than_the_config_builds():
     model.loss, model.model.layers[0].mlp.act_fn = nn.CrossEntropyLoss(), nn.Sequential(nn.SiLU())
     small = shrink(model, ffn=8, importance="random")
     assert small.training and small.config.intermediate_size == 8
+
+
+@pytest.mark.parametrize("kind", ["Qwen3", "GPT2"])
+def test_a_head_that_is_not_tied_although_the_config_says_so_stays(kind, tmp_path):
+    """As in checkpoints that hold both."""
+    sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {} if kind == "GPT2" else {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
+    model = getattr(transformers, f"{kind}ForCausalLM" if kind != "GPT2" else "GPT2LMHeadModel")(
+        getattr(transformers, f"{kind}Config")(**sizes, **more, tie_word_embeddings=True)
+    ).eval()
+    model.lm_head.weight = nn.Parameter(torch.randn(61, 32, generator=torch.Generator().manual_seed(0)))
+    neurons = anatomy.sizes_of(model).neurons
+    tokens = torch.arange(61)[None]
+    assert torch.equal(shrink(model, ffn=neurons, importance="magnitude")(tokens).logits, model(tokens).logits)
+    small = shrink(model, ffn=neurons // 2, importance="magnitude")
+    assert torch.equal(small.lm_head.weight, model.lm_head.weight)
+    small.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(tokens).logits, small(tokens).logits)
+
+
+@pytest.mark.parametrize(("dtype", "numbers"), [(torch.float32, 4), (torch.bfloat16, 8)])
+@pytest.mark.parametrize("what", ["ffn", "width"])
+def test_experts_that_could_not_be_multiplied_at_once_are_refused(dtype, numbers, what):
+    model = mixtral().to(dtype)
+    rule = f"multiple of 16 bytes, {numbers} numbers in {dtype}; got '{what}={numbers + 2}'. Give {what} as a multiple"
+    with pytest.raises(LabkitError, match=rule):
+        shrink(model, **{what: numbers + 2}, importance="magnitude")
+    assert shrink(model, **{what: 2 * numbers}, importance="magnitude")(torch.arange(61)[None]).logits.isfinite().all()
+
+
+def mixtral(experts: int = 4):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(
+        **sizes, **heads, num_local_experts=experts, num_experts_per_tok=min(2, experts)
+    )).eval()  # fmt: skip
+
+
+def test_neurons_of_a_single_expert_are_told_apart():
+    model = mixtral(experts=1)
+    experts = model.model.layers[0].mlp.experts
+    with torch.no_grad():  # the first 24 do by far the most
+        experts.gate_up_proj[:, :24] *= 30
+        experts.gate_up_proj[:, 48:72] *= 30
+    tokens = torch.randint(61, (8, 16), generator=torch.Generator().manual_seed(0))
+    small = shrink(model, ffn=24, importance="activation", calibration=tokens)
+    assert torch.equal(small.model.layers[0].mlp.experts.down_proj, experts.down_proj[:, :, :24])

@@ -92,11 +92,11 @@ def _by_score(score: Callable[..., Tensor]) -> Callable[..., None]:
         norms = None if statistic is None else statistic.value()
         weight = matrix.weight
         # Scores of labkit look at one output at a time; those that users add may look at the whole matrix.
-        parts = keep.by_row and score in CRITERIA
+        own = score in CRITERIA
         size = memory.of_device(SCORES, weight.device)
         extremes: list[Tensor] = []
-        for part in weight.split(max(1, size // weight.shape[1]) if parts else len(weight)):
-            scores = score(part, norms, generator).float()
+        for part in weight.split(max(1, size // weight.shape[1]) if own and keep.by_row else len(weight)):
+            scores = (score if own else _checked(score, matrix.name))(part, norms, generator).float()
             extremes += torch.aminmax(scores)
             # Zeros go first, whatever the criterion: of a sparse model they count towards what is asked for.
             stays = keep(scores.masked_fill_(part == 0, -torch.inf))
@@ -104,6 +104,21 @@ def _by_score(score: Callable[..., Tensor]) -> Callable[..., None]:
         _check_finite(torch.stack(extremes), matrix.name)  # once for all parts, as it waits for a GPU
 
     return prune
+
+
+def _checked(score: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
+    """A criterion of a user, for the matrix of that name: it is given copies, and its scores are looked at."""
+
+    def checked(weight: Tensor, norms: Tensor | None, generator: torch.Generator) -> Tensor:
+        scores = score(weight.clone(), None if norms is None else norms.clone(), generator)
+        if not isinstance(scores, Tensor) or scores.shape != weight.shape or scores.is_complex():
+            form = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+            received = f"{form} of {score.__name__} for {name}, {tuple(weight.shape)}"
+            remedy = "Return a torch.Tensor of the shape of the weights."
+            raise LabkitError("a criterion gives one real score for each weight", received, remedy)
+        return scores
+
+    return checked
 
 
 def _check_finite(values: Tensor, name: str) -> None:

@@ -14,6 +14,9 @@ from labkit.pruning import anatomy, blocks, engine, ledger, memory, surgery
 from labkit.pruning.anatomy import Kept, Sizes
 from labkit.pruning.units import UNIT_IMPORTANCES, Scores
 
+FUSED_BYTES = 16
+"""What a row of a matrix is a multiple of where all experts are multiplied at once (PyTorch's grouped_mm)."""
+
 
 @torch.no_grad()
 def shrink(
@@ -38,7 +41,8 @@ def shrink(
         and every group keeps its heads/G best; or, below G, a multiple of H/G: only the best groups stay, whole,
         ranked by the sum over their heads. OLMo 2 normalises all heads together: the norm is then over fewer.
     ffn
-        Neurons to keep in each feed-forward network, in each expert alike; None keeps all.
+        Neurons to keep in each feed-forward network, in each expert alike; None keeps all. Of fused experts a multiple
+        of 4 in float32, of 8 in half precision, as the width.
     width
         Hidden dimensions to keep; None keeps all. GPT-2, GPT-NeoX, OPT and Falcon state no head size: there ``width``
         must be ``heads`` times the head size.
@@ -63,14 +67,7 @@ def shrink(
     engine.check_plain(model, "shrunk")
     sizes = anatomy.sizes_of(model)
     asked = {"heads": heads, "ffn": ffn, "width": width, "importance": importance, "seed": seed}
-    if heads is None and ffn is None and width is None:
-        raise LabkitError("shrink needs a number of heads, ffn or width", None, "Give at least one, e.g. ffn=512.")
-    heads = _checked("heads", heads, sizes.heads)
-    ffn = _checked("ffn", ffn, sizes.neurons)
-    width = _checked("width", width, sizes.width)
-    check_heads(heads, sizes)
-    kept = Kept(torch.arange(heads), torch.arange(ffn).expand(sizes.experts, -1), torch.arange(width))
-    surgery.check_units(model, kept)  # the config's own demands, before any work
+    heads, ffn, width = check_sizes(model, heads, ffn, width)
     known = {function.__name__: function for function in UNIT_IMPORTANCES}
     if importance not in list(known):  # a list of names may be asked for too
         raise unknown("importance", importance, known)
@@ -90,6 +87,27 @@ def shrink(
             ledger.record_masks(small)
     record(small, "shrink", **asked)
     return small
+
+
+def check_sizes(
+    model: PreTrainedModel, heads: int | None, ffn: int | None, width: int | None
+) -> tuple[int, int, int]:
+    """What `shrink` would keep of each. Raises the LabkitError that it would raise for these; needs no weights."""
+    sizes = anatomy.sizes_of(model)
+    if heads is None and ffn is None and width is None:
+        raise LabkitError("shrink needs a number of heads, ffn or width", None, "Give at least one, e.g. ffn=512.")
+    heads = _checked("heads", heads, sizes.heads)
+    ffn = _checked("ffn", ffn, sizes.neurons)
+    width = _checked("width", width, sizes.width)
+    check_heads(heads, sizes)
+    numbers = FUSED_BYTES // model.dtype.itemsize
+    for name, before, now in (("ffn", sizes.neurons, ffn), ("width", sizes.width, width)):
+        if before != now and now % numbers and any(map(blocks.is_fused, model.modules())):
+            rule = f"rows of fused experts take a multiple of {FUSED_BYTES} bytes, {numbers} numbers in {model.dtype}"
+            raise LabkitError(rule, f"{name}={now}", f"Give {name} as a multiple of {numbers}.")
+    kept = Kept(torch.arange(heads), torch.arange(ffn).expand(sizes.experts, -1), torch.arange(width))
+    surgery.check_units(model, kept)  # the config's own demands
+    return heads, ffn, width
 
 
 def check_heads(heads: int, sizes: Sizes) -> None:

@@ -141,6 +141,8 @@ def keep_units(model: PreTrainedModel, kept: Sequence[Kept]) -> PreTrainedModel:
     sizes = anatomy.sizes_of(model)
     after = _sizes_after(sizes, kept[0])
     config = check_units(model, kept[0])
+    if (head := model.get_output_embeddings()) is not None:  # what is tied in the config may not be in the weights
+        config.tie_word_embeddings = head.weight is model.get_input_embeddings().weight
     tensors = {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, (number, axes) in anatomy.axes_of(model).items():

@@ -92,8 +92,8 @@ def activation(model: PreTrainedModel, calibration: Tensor | None, generator: to
     handles += [module.register_forward_pre_hook(adds_heads(i)) for module, i in out]
     handles += [module.register_forward_hook(adds_width) for module, _ in places((anatomy.hidden,))]
     handles += [block.register_forward_hook(checks(i)) for i, block in enumerate(layers)]
-    if sizes.experts > 1:
-        handles += [b.mlp.experts.register_forward_pre_hook(adds_experts(i)) for i, b in enumerate(layers)]
+    fused = [(module, i) for i, block in enumerate(layers) for module in block.modules() if blocks.is_fused(module)]
+    handles += [module.register_forward_pre_hook(adds_experts(i)) for module, i in fused]
 
     def step(part: slice) -> None:
         shape[:] = tokens[part].shape
@@ -105,7 +105,7 @@ def activation(model: PreTrainedModel, calibration: Tensor | None, generator: to
     finally:
         for handle in handles:
             handle.remove()
-    if sizes.experts > 1:
+    if fused:
         scores.neurons[~routed] = float("nan")
     return Scores(scores.heads.sqrt(), scores.neurons.sqrt(), scores.width)
 
