@@ -218,12 +218,12 @@ class Study:
         if self.text and compressed:
             self._corpus(next(iter(compressed)), self.seed)
         length, sized = self.text.length if self.text else corpus().length, set()
-        for model in compressed:
-            config = model_config(model)
+        for config in map(model_config, compressed):
             if (key := repr(sorted(config.items(), key=str))) not in sized:  # seeds of a rung are alike
                 sized.add(key)
+                weightless = skeleton(config)
                 for compression in self.compressions:
-                    compression.check(skeleton(config), length)
+                    compression.check(weightless, length)
 
     def _corpus(self, model: str, seed: int) -> Any:
         """What a model is calibrated and trained on."""
