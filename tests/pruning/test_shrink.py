@@ -330,9 +330,13 @@ def test_experts_that_could_not_be_multiplied_at_once_are_refused(dtype, numbers
     assert shrink(model, **{what: 2 * numbers}, importance="magnitude")(torch.arange(61)[None]).logits.isfinite().all()
 
 
-def mixtral(experts: int = 4):
+def test_experts_of_such_a_size_may_stay_as_they_are():
+    assert shrink(mixtral(ffn=46), heads=2, importance="magnitude").config.num_attention_heads == 2
+
+
+def mixtral(experts: int = 4, ffn: int = 48):
     torch.manual_seed(0)
-    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": ffn, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     return transformers.MixtralForCausalLM(transformers.MixtralConfig(
         **sizes, **heads, num_local_experts=experts, num_experts_per_tok=min(2, experts)
