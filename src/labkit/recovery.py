@@ -87,7 +87,8 @@ def recover(
     minute or more, which short recoveries are spared by ``torch.compiler.set_stance("force_eager")``), and the mean
     loss of answers in nats on rows no recovery trains on: ``loss_before_nats`` and ``loss_after_nats``; for ``"lora"``
     also ``loss_adapter_nats`` (before merging) and ``loss_merged_nats`` (merged, zeros destroyed). One that is not finite
-    afterwards is None, with a warning. Held-out rows of a corpus that is not labkit's are the batches after those it trained on.
+    afterwards is None, with a warning. Held-out rows of a corpus that is not labkit's are the batches after those it
+    trained on.
 
     Raises LabkitError for an unknown method; what is no model; a model that is quantised, compiled or offloaded, or with
     adapters that are not merged; zeros that are not those recorded; tokens or a seed that are no whole number; a rank
