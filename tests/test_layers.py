@@ -37,6 +37,7 @@ TORCH = {"torch", "transformers", "peft", "accelerate", "safetensors.torch"}
 # Inside a package the same rule: these rows at the bottom, every other file in one row above them, `__init__` on top.
 PACKAGES: dict[str, tuple[set[str], ...]] = {
     "abilities": ({"base"}, {"vocabulary"}),
+    "compression": ({"verbs"},),
     "distillation": ({"cache", "sampling"}, {"bodies"}),
     "hypotheses": ({"base"},),
     "inside": ({"sites"},),

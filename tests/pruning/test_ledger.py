@@ -178,8 +178,8 @@ def test_a_mask_for_another_model(look):
 
 
 @pytest.mark.parametrize("entry", [
-    {}, None, "x", {"shape": [16, 16], "sha256": "a"}, {"sparsity": 0.5, "shape": 5, "sha256": "a"}, {"sparsity": "x", "shape": [16, 16], "sha256": "a"},
-    {"sparsity": 0.5, "shape": [16, 16], "sha256": None},
+    {}, None, "x", {"shape": [16, 16], "sha256": "a"}, {"sparsity": 0.5, "shape": 5, "sha256": "a"},
+    {"sparsity": "x", "shape": [16, 16], "sha256": "a"}, {"sparsity": 0.5, "shape": [16, 16], "sha256": None},
 ])  # fmt: skip
 def test_what_is_no_entry_of_a_ledger_is_named(entry):
     model = pruned()
