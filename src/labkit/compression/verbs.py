@@ -65,6 +65,7 @@ def split(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def function(verb: str) -> Callable:
+    """What a verb runs: a model and the arguments of a study in, another model out."""
     if verb in STUDENT_VERBS:
         return {"train": _train, "distill": _distill}[verb]
     if verb == "recover":

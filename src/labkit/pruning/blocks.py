@@ -282,7 +282,7 @@ def _vocabulary(model: PreTrainedModel) -> int | None:
     """How many tokens there are, None if the model reads something else, or something besides."""
     try:
         embedding = model.get_input_embeddings()
-    except NotImplementedError:
+    except NotImplementedError:  # of transformers, for models that embed several kinds of input
         return None
     weight = getattr(embedding, "weight", None)  # of pictures there is none, or one with more dimensions
     looks_up = isinstance(weight, Tensor) and weight.ndim == 2
